@@ -1,0 +1,1 @@
+"""Disk to disk: read, merge, measure, quantize, write. No ComfyUI here."""

@@ -1,0 +1,65 @@
+"""Errors a user can act on: each names where, what was expected, what came, and the way out.
+
+MergeError
+  - HeaderError    a file is not what its name says
+  - SourceError    a base model that cannot be used: lossy, of another kind, not a pair
+  - LoraError      a LoRA of which nothing fits, or whose numbers make no sense
+  - RecipeError    a recipe that says something impossible
+  - PlanError      a target that cannot be written: disk, name, folder
+  - TensorError    one tensor failed; carries its key and the stage
+Stopped is none of them: the user asked for it, and the job is kept for resuming.
+"""
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+# ComfyUI knows these by type and answers by freeing models, so they must stay what they are.
+DEVICE_ERRORS = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))
+
+
+class MergeError(Exception):
+    """Base: everything this pack raises on purpose."""
+
+
+class HeaderError(MergeError):
+    """The file's header is unreadable or contradicts its size."""
+
+
+class SourceError(MergeError):
+    """The file is sound but cannot serve as this base model."""
+
+
+class LoraError(MergeError):
+    """The LoRA does not fit this model at all, or a number in it makes no sense."""
+
+
+class RecipeError(MergeError):
+    """The recipe asks for something impossible."""
+
+
+class PlanError(MergeError):
+    """The target cannot be written as planned."""
+
+
+class TensorError(MergeError):
+    """One tensor failed. The message starts with its key and stage."""
+
+    def __init__(self, key: str, stage: str, cause: Exception):
+        super().__init__(f"{key}: {stage} failed: {cause}")
+        self.key, self.stage = key, stage
+
+
+class Stopped(Exception):
+    """`should_stop()` said yes; what is finished stays on disk for resuming."""
+
+
+@contextmanager
+def at(key: str, stage: str) -> Iterator[None]:
+    """Name the tensor and the stage in whatever goes wrong inside; out-of-memory passes as it is."""
+    try:
+        yield
+    except DEVICE_ERRORS:
+        raise
+    except (ValueError, KeyError, RuntimeError) as cause:
+        raise TensorError(key, stage, cause) from cause
