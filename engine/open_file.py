@@ -28,9 +28,8 @@ def naming(path: str, verb: str, remedy: str = "check the disk and the rights of
         if code == errno.ENOMEM or windows == NO_MEMORY:
             raise MemoryError(f"{path}: cannot be {verb}: {cause.strerror}") from cause
         if code in (errno.ENOSPC, getattr(errno, "EDQUOT", None)) or windows in FULL:
-            raise PlanError(
-                f"{path}: cannot be {verb}: the disk is full, free some space and resume: what is finished is kept"
-            ) from cause
+            way_out = "free some space and resume: what is finished is kept"
+            raise PlanError(f"{path}: cannot be {verb}: the disk is full, {way_out}") from cause
         raise MergeError(f"{path}: cannot be {verb}: {cause.strerror or cause}, {remedy}") from cause
 
 

@@ -62,7 +62,7 @@ def check_pair(high: Source, low: Source) -> None:
         raise SourceError(f"{where}: expected high_noise and low_noise, found them swapped ({found}); swap the two files")
     if roles[0].role and roles[0].role == roles[1].role:
         found = f"{roles[0].evidence}, {roles[1].evidence}"
-        raise SourceError(f"{where}: expected one of each, found {roles[0].role} twice ({found}); choose the other half for one of them")
+        raise SourceError(f"{where}: expected one of each, found {roles[0].role} twice ({found}); choose the other half")
     first, second = detect(high), detect(low)
     for field in ("dim", "num_layers", "ffn_dim", "task", "in_dim", "out_dim", "comfy_class"):
         one, other = getattr(first, field), getattr(second, field)

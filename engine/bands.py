@@ -1,0 +1,75 @@
+"""Row bands, and the worker threads that take them: the unit in which every tensor is read, merged and quantized.
+
+A band is a multiple of 128 rows (one scale tile of the block-scaled formats) of about 0.65 M elements, so that it stays in the
+cache between the steps. Its size depends on the shape alone: a float32 product may depend on its number of rows, the bytes must
+not.
+Each worker computes with one torch thread: torch's own threads spin on small tiles (docs/log.md).
+"""
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
+from typing import TypeVar
+
+import torch
+
+TILE_ROWS = 128
+BAND_ELEMENTS = 655_360                            # 128 rows of Wan's width 5120
+T = TypeVar("T")
+Rows = tuple[int, int]
+
+
+def band_rows(shape: tuple[int, ...]) -> int:
+    """Rows of a full band of a tensor of this shape."""
+    return TILE_ROWS * max(1, BAND_ELEMENTS // (TILE_ROWS * max(1, prod(shape[1:]))))
+
+
+def split(shape: tuple[int, ...]) -> list[Rows]:
+    """(start, stop) of every band, in order; a 0-d tensor is one band of one row, an empty one has none."""
+    total = shape[0] if shape else 1
+    step = band_rows(shape)
+    return [(start, min(start + step, total)) for start in range(0, total, step)]
+
+
+class Workers:
+    """Threads that compute bands. Use in a `with` block: torch's thread count is put back at its end."""
+
+    def __init__(self, count: int | None = None):
+        self.count = count or max(1, min(8, (os.cpu_count() or 2)))
+
+    def __enter__(self) -> "Workers":
+        self.torch_threads = torch.get_num_threads()
+        self.pool = ThreadPoolExecutor(self.count, "wan22-band", initializer=torch.set_num_threads, initargs=(1,))
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(self.torch_threads)
+
+    def each(self, compute: Callable[[Rows], T], bands: Iterable[Rows]) -> Iterator[T]:
+        """Results in band order. At most three bands a worker wait to be taken, so finished bands cannot pile up in memory."""
+        waiting: deque = deque()
+        try:
+            for rows in bands:
+                waiting.append(self.pool.submit(_in_inference_mode, compute, rows))
+                if len(waiting) > 3 * self.count:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+            for future in waiting:                 # none may still write when the caller has gone on
+                if not future.cancelled():
+                    future.exception()
+
+    def map(self, compute: Callable[[Rows], T], bands: Iterable[Rows]) -> list[T]:
+        """All results, in band order."""
+        return list(self.each(compute, bands))
+
+
+def _in_inference_mode(compute: Callable[[Rows], T], rows: Rows) -> T:
+    # A thread does not inherit the caller's mode, and tensors made inside it cannot be changed outside.
+    with torch.inference_mode():
+        return compute(rows)

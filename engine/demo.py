@@ -1,0 +1,65 @@
+"""The job that ./start.sh runs: a synthetic pair and two LoRAs of real structure, merged, measured, quantized, checked."""
+import os
+from pathlib import Path
+
+from safetensors import safe_open
+
+from .recipe import Recipe
+from .synthetic import Sizes, write_set
+from .system import write_json
+
+SIZES = Sizes(dim=1536, ffn=8960, blocks=4, rank=32)  # width of Wan 1.3B, 4 of its 30 blocks: 0.42 GB an expert
+MADE = "made.json"
+
+
+def prepare(folder: str | os.PathLike, sizes: Sizes = SIZES) -> Path:
+    """Write the models, LoRAs and recipe into `folder` unless an earlier demo did. Returns the path of the recipe."""
+    folder = Path(folder)
+    recipe, made = folder / "recipe.json", folder / "in" / MADE
+    if not made.exists() or made.read_text(encoding="utf-8") != repr(sizes):
+        files = write_set(folder / "in", sizes, seed=22)
+        names = {name: {role: f"in/{Path(path).name}" for role, path in getattr(files, name).items()}
+                 for name in ("experts", "native_lora", "kohya_lora")}
+        write_json(recipe, {
+            "version": 1, "title": "demo", "experts": names["experts"],
+            "passes": [
+                {"name": "motion", "method": "addition",
+                    "loras": [{"files": names["native_lora"], "strength": {"low_noise": 0.8}}]},
+                {"name": "style", "method": "classic", "loras": [{"files": names["kohya_lora"]}]},
+            ],
+            "outputs": [{"format": "float8_e4m3fn"}, {"format": "bf16"}],
+            "save": {"folder": "out", "on_exists": "overwrite"},
+        })
+        made.write_text(repr(sizes), encoding="utf-8")
+    return recipe
+
+
+def check(report: dict) -> int:
+    """Open every file of the report with the safetensors library and touch each tensor's slice. Returns the number of files."""
+    paths = [out["path"] for expert in report["experts"] for out in expert["outputs"]]
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - not a dict
+                file.get_slice(key).get_shape()
+    return len(paths)
+
+
+def find_comfyui(pack: Path) -> Path | None:
+    """A ComfyUI on this machine: COMFYUI_PATH, the one whose custom_nodes the pack lies in, or ~/comfy/ComfyUI."""
+    named = os.environ.get("COMFYUI_PATH")
+    around = [pack.parents[1]] if pack.parent.name == "custom_nodes" else []
+    candidates = [*([Path(named)] if named else []), *around, Path.home() / "comfy" / "ComfyUI"]
+    return next((path for path in candidates if (path / "main.py").is_file()), None)
+
+
+def as_graph(pack: Path, recipe: Recipe) -> list[str]:
+    """How to do the same in ComfyUI, as lines; empty where there is none or no example workflow to open."""
+    comfyui, workflows = find_comfyui(pack), sorted((pack / "example_workflows").glob("*.json"))
+    if comfyui is None or not workflows:
+        return []
+    folder = os.path.dirname(recipe.experts["high_noise"])
+    here = pack.parent.name == "custom_nodes"
+    return [f"ComfyUI found in {comfyui}: the same job as a graph",
+            *([] if here else [f"  1. put this folder into {comfyui / 'custom_nodes'} and restart ComfyUI"]),
+            f"  {1 if here else 2}. copy the models and LoRAs of {folder} into models/diffusion_models and models/loras",
+            f"  {2 if here else 3}. open {workflows[0]}"]

@@ -1,0 +1,161 @@
+"""What the user asked for, as JSON: version 1 of the recipe, its parts and what they mean together.
+
+recipe.schema.json says the same for editors and other programs. Later versions only add fields; a field that this
+version does not know is an error, because leaving it out would merge something else than was asked.
+"""
+import dataclasses
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from ..quant.formats import FORMATS
+from . import checks, strict_json
+from .checks import wrong
+from .errors import RecipeError
+from .gate import ClassicConstants
+
+PAIR, SINGLE = ("high_noise", "low_noise"), ("model",)
+ROLES = PAIR + SINGLE
+METHODS = ("auto", "addition", "classic")
+ACTIVATIONS = ("fast_uncalibrated", "16-bit")
+LARGEST = 8 << 20  # bytes of a recipe file: thousands of LoRAs
+STRENGTH = checks.number(-100.0, 100.0)  # as ComfyUI's LoraLoader
+FACTOR = checks.number(0.0, 4.0)
+NOT_NEGATIVE = checks.number(0.0, 100.0)
+
+
+def _classic(value: object, where: str) -> ClassicConstants:
+    names = tuple(field.name for field in dataclasses.fields(ClassicConstants))
+    return ClassicConstants(**checks.mapped(names, NOT_NEGATIVE)(value, where))
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraEntry:
+    """One LoRA: a file per role it acts on. `method` None means the method of the pass; `resolved` is what planning made of it."""
+
+    files: Annotated[dict[str, str], checks.mapped(ROLES, checks.filled)]
+    strength: Annotated[dict[str, float], checks.mapped(ROLES, STRENGTH)] = dataclasses.field(default_factory=dict)
+    method: Annotated[str | None, checks.optional(checks.choice(*METHODS))] = None
+    resolved: Annotated[str | None, checks.optional(checks.choice(*METHODS[1:]))] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """LoRAs merged by one method. The strength of each is multiplied by `global_factor`."""
+
+    loras: Annotated[tuple[LoraEntry, ...], checks.listed(checks.record(LoraEntry))]
+    name: Annotated[str, checks.text] = ""
+    method: Annotated[str, checks.choice(*METHODS)] = "auto"
+    global_factor: Annotated[float, FACTOR] = 1.0
+    gate_distillation: Annotated[bool, checks.flag] = False
+    classic: Annotated[ClassicConstants, _classic] = dataclasses.field(default_factory=ClassicConstants)
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """One format. `experts` empty in the JSON means all of them; here it always names them."""
+
+    format: Annotated[str, checks.choice(*FORMATS)]
+    experts: Annotated[tuple[str, ...], checks.listed(checks.choice(*ROLES))] = ()
+    activations: Annotated[str, checks.choice(*ACTIVATIONS)] = ACTIVATIONS[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Save:
+    """Where the files go, how they are called, and what is said in them."""
+
+    folder: Annotated[str, checks.filled] = "."
+    name: Annotated[str, checks.filled] = "%title%_%task%_%expert%_%format%"
+    metadata: Annotated[str, checks.choice("publish", "private", "none")] = "publish"
+    lora_names: Annotated[bool, checks.flag] = True
+    on_exists: Annotated[str, checks.choice("number", "overwrite", "error")] = "number"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The whole wish. `experts`: role -> path of a model; the pair, one half of it, or "model" alone."""
+
+    version: Annotated[int, checks.choice(1)]
+    title: Annotated[str, checks.filled]
+    experts: Annotated[dict[str, str], checks.mapped(ROLES, checks.filled)]
+    title_version: Annotated[str, checks.text] = ""
+    date: Annotated[str | None, checks.optional(checks.day)] = None
+    allow_quantized_source: Annotated[bool, checks.flag] = False
+    passes: Annotated[tuple[Pass, ...], checks.listed(checks.record(Pass))] = ()
+    outputs: Annotated[tuple[Output, ...], checks.listed(checks.record(Output))] = ()
+    save: Annotated[Save, checks.record(Save)] = Save()
+    device: Annotated[str, checks.filled] = "auto"
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return tuple(self.experts)
+
+    def to_json(self) -> dict:
+        """The recipe as `parse` takes it: names sorted, every default spelled out, what is None left out."""
+        return _plain(dataclasses.asdict(self))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(value[name]) for name in sorted(value) if value[name] is not None}
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def parse(found: object) -> Recipe:
+    """The recipe in a JSON object. Raises RecipeError: JSON path, what was expected, what came, what to do."""
+    if isinstance(found, dict) and found.get("version") not in (1, None):
+        raise wrong("version", "1", found["version"], "update the pack: a newer version wrote this recipe")
+    recipe = checks.record(Recipe)(found, "")
+    if not recipe.roles or (recipe.roles != SINGLE and "model" in recipe.roles):
+        raise wrong("experts", "high_noise and low_noise, one of them, or model alone", recipe.roles)
+    for number, each in enumerate(recipe.passes):
+        for place, lora in enumerate(each.loras):
+            where = f"passes[{number}].loras[{place}]"
+            if not lora.files or not set(lora.files) <= set(recipe.roles):
+                raise wrong(f"{where}.files", f"a file for {' or '.join(recipe.roles)}", tuple(lora.files))
+            if not set(lora.strength) <= set(lora.files):
+                raise wrong(f"{where}.strength", f"only {' and '.join(lora.files)}, which have a file", tuple(lora.strength))
+    return dataclasses.replace(recipe, outputs=_outputs(recipe))
+
+
+def _outputs(recipe: Recipe) -> tuple[Output, ...]:
+    """The outputs with their experts named and in order. Raises RecipeError when one file is asked for twice."""
+    named, seen = [], set()
+    for number, output in enumerate(recipe.outputs):
+        experts = tuple(role for role in recipe.roles if role in (output.experts or recipe.roles))
+        if not set(output.experts) <= set(recipe.roles):
+            raise wrong(f"outputs[{number}].experts", f"{' or '.join(recipe.roles)}", output.experts)
+        for role in experts:
+            if (output.format, role) in seen:
+                raise wrong(f"outputs[{number}]", "each format once per expert", f"{output.format} of {role} twice")
+            seen.add((output.format, role))
+        named.append(dataclasses.replace(output, experts=experts))
+    return tuple(named)
+
+
+def load(path: str | os.PathLike) -> Recipe:
+    """The recipe in a file; relative paths in it count from the file's folder, `~` is the home. Raises RecipeError."""
+    try:
+        with open(path, "rb") as file:
+            body = file.read(LARGEST + 1)
+    except OSError as cause:
+        raise RecipeError(f"{path}: cannot be opened: {cause.strerror}, check the path") from cause
+    if len(body) > LARGEST:
+        raise RecipeError(f"{path}: expected a recipe of at most {LARGEST} bytes, found more, this is another file")
+    try:
+        recipe = parse(strict_json.parse(body.removeprefix(b"\xef\xbb\xbf")))  # Windows editors put a byte order mark first
+    except ValueError as cause:
+        raise RecipeError(f"{path}: expected a recipe in JSON, found text that is none ({cause}), correct it") from cause
+    except RecipeError as cause:
+        raise RecipeError(f"{path}: {cause}") from cause
+    return _anchored(recipe, Path(path).absolute().parent)
+
+
+def _anchored(recipe: Recipe, folder: Path) -> Recipe:
+    def absolute(files: dict[str, str]) -> dict[str, str]:
+        return {role: os.path.normpath(folder / Path(path).expanduser()) for role, path in files.items()}
+
+    passes = [dataclasses.replace(each, loras=tuple(dataclasses.replace(lora, files=absolute(lora.files)) for lora in each.loras))
+              for each in recipe.passes]
+    save = dataclasses.replace(recipe.save, **absolute({"folder": recipe.save.folder}))
+    return dataclasses.replace(recipe, experts=absolute(recipe.experts), passes=tuple(passes), save=save)

@@ -1,0 +1,83 @@
+"""Progress and results as text for a terminal."""
+import shutil
+from collections.abc import Iterable
+from typing import TextIO
+
+from .progress import Progress
+
+BAR = 24
+PLANNED = ("expert", "format", "file", "bytes", "state", "seconds", "memory_bytes", "free_bytes")
+FINISHED = ("expert", "format", "MB", "error", "shift", "status", "MB/s", "peak MB", "file")
+
+
+def table(rows: list[dict], columns: Iterable[str]) -> list[str]:
+    """Rows as aligned lines with a head: numbers to the right, text to the left, None as a dash."""
+    shown = [list(columns)] + [[_text(row.get(name)) for name in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    is_number = [all(isinstance(row.get(name), int | float | None) for row in rows) for name in columns]
+    pads = [str.rjust if right else str.ljust for right in is_number]
+    return ["  ".join(pad(cell, width) for pad, cell, width in zip(pads, line, widths, strict=True)).rstrip() for line in shown]
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return str(value)
+
+
+def bar(progress: Progress, width: int) -> str:
+    """One line: bar, share, rate, time left, expert and key; at most `width` characters."""
+    share = progress.done_bytes / progress.total_bytes if progress.total_bytes else 1.0
+    left = "" if progress.eta_s is None else f" {int(progress.eta_s // 60)}:{int(progress.eta_s % 60):02d} left"
+    filled = round(share * BAR)
+    return (f"[{'#' * filled}{'.' * (BAR - filled)}] {share:4.0%} {progress.bytes_per_s / 1e6:.0f} MB/s{left} "
+            f"{progress.phase} {progress.expert} {progress.key}")[:width]
+
+
+class ProgressBar:
+    """Draws one line again and again on a terminal; on anything else a line per tenth of the way."""
+
+    def __init__(self, stream: TextIO):
+        self.stream, self.is_terminal, self.tenth = stream, stream.isatty(), -1
+
+    def __call__(self, progress: Progress) -> None:
+        if self.is_terminal:
+            self.stream.write("\r\x1b[2K" + bar(progress, shutil.get_terminal_size().columns - 1))
+        elif (tenth := progress.done_bytes * 10 // max(1, progress.total_bytes)) > self.tenth:
+            self.tenth = tenth
+            self.stream.write(bar(progress, 200) + "\n")
+        self.stream.flush()
+
+    def clear(self) -> None:
+        """Take the line away, so that what follows starts at the left."""
+        if self.is_terminal:
+            self.stream.write("\r\x1b[2K")
+            self.stream.flush()
+
+
+def plan_lines(experts: list, notices: list[str]) -> list[str]:
+    """What a plan will do, and every LoRA key that will not be used with its reason."""
+    told = []
+    for expert in experts:
+        told.append(f"{expert.role}: {expert.source.name}: {expert.variant.title}")
+        for entry in expert.ledgers:
+            told.append(f"  {entry['pass']}: {entry['lora']}: {entry['applied']} of {entry['keys']} keys "
+                        f"by {entry['method']} at {entry['strength']:g}")
+            told += [f"    refused {each['key']}: {each['reason']}" for each in entry["refused"]]
+    return told + [f"note: {notice}" for notice in notices]
+
+
+def report_lines(report: dict) -> list[str]:
+    """The table of finished files, what it was computed on, and names that had to be changed."""
+    rows = [_row(expert, out) for expert in report["experts"] for out in expert["outputs"]]
+    notices = [f"note: {out['notice']}" for expert in report["experts"] for out in expert["outputs"] if out.get("notice")]
+    return [*table(rows, FINISHED), f"computed on {report['device']}", *notices]
+
+
+def _row(expert: dict, out: dict) -> dict:
+    meter, rate, peak = expert.get("meter") or {}, expert.get("bytes_per_s"), expert.get("peak_bytes")
+    return {"expert": expert["role"], "format": out["format"], "MB": out["bytes"] // 10**6, "error": out["error"],
+            "shift": meter.get("shift"), "status": meter.get("status"), "MB/s": rate and int(rate / 1e6),
+            "peak MB": peak and peak // 10**6, "file": out["file"] + (" (already there)" if out.get("up_to_date") else "")}

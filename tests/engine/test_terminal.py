@@ -1,0 +1,53 @@
+"""Tables and the progress bar as a person sees them."""
+import io
+
+import pytest
+from wan22_master.engine.progress import Progress
+from wan22_master.engine.terminal import ProgressBar, bar, report_lines, table
+
+
+def progress(done, total=1000, rate=100.0, key="blocks.0.ffn.0.weight"):
+    return Progress("high_noise", key, "write", done, total, 1.0, rate)
+
+
+def test_numbers_stand_right_text_left_and_nothing_is_a_dash():
+    assert table([{"a": "x", "n": 5}, {"a": "long", "n": None}, {"a": None, "n": 0.12345}], ("a", "n")) == [
+        "a         n", "x         5", "long      -", "-     0.123"]
+
+
+def test_the_bar_tells_share_rate_time_left_and_place_and_fits_the_width():
+    assert bar(progress(500), 200) == "[############............]  50% 0 MB/s 0:05 left write high_noise blocks.0.ffn.0.weight"
+    assert len(bar(progress(500), 40)) == 40
+    assert "100%" in bar(progress(0, total=0, rate=0.0), 200) and "left" not in bar(progress(0, rate=0.0), 200)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()], ids=["terminal", "log"])
+def test_a_terminal_gets_one_line_redrawn_and_a_log_one_line_a_tenth(stream):
+    draw = ProgressBar(stream)
+    for done in range(0, 1001, 10):
+        draw(progress(done))
+    draw.clear()
+    text = stream.getvalue()
+    if stream.isatty():
+        assert text.count("\r") == 102 and "\n" not in text and text.endswith("\r\x1b[2K")
+    else:
+        assert text.count("\n") == 11 and "\r" not in text
+
+
+def test_a_report_becomes_a_row_per_file_with_its_notice():
+    out = {"file": "a.safetensors", "format": "bf16", "bytes": 5_000_000, "error": 0.0013, "notice": "a was held open"}
+    report = {"device": "cpu: as chosen", "experts": [
+        {"role": "model", "meter": {"shift": 0.0201, "status": "SATURATED"}, "bytes_per_s": 8e7, "peak_bytes": 9e6,
+            "outputs": [out]},
+        {"role": "low_noise", "outputs": [{**out, "notice": None, "up_to_date": True}]}]}
+    head, first, second, device, notice = report_lines(report)
+    assert head.split()[0] == "expert"
+    assert first.split() == ["model", "bf16", "5", "0.0013", "0.0201", "SATURATED", "80", "9",
+        "a.safetensors"]
+    assert second.endswith("a.safetensors (already there)")
+    assert (device, notice) == ("computed on cpu: as chosen", "note: a was held open")
