@@ -16,16 +16,17 @@ class HashCache:
         self.known: dict[str, list] = {}
         if self.path is not None and self.path.exists():
             try:
-                self.known = json.loads(self.path.read_text(encoding="utf-8"))
+                found = json.loads(self.path.read_text(encoding="utf-8"))
             except ValueError:
-                self.known = {}                    # a cache: what is unreadable is computed again
+                found = None                       # a cache: what is unreadable is computed again
+            self.known = found if isinstance(found, dict) else {}
 
     def sha256(self, path: str) -> str:
         """Hash of the whole file."""
         path = os.path.realpath(path)
         stat = os.stat(path)
         entry = self.known.get(path)
-        if entry is None or entry[:2] != [stat.st_size, stat.st_mtime_ns]:
+        if not isinstance(entry, list) or len(entry) != 3 or entry[:2] != [stat.st_size, stat.st_mtime_ns]:
             self.known[path] = entry = [stat.st_size, stat.st_mtime_ns, hash_file(path)]
             if self.path is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
