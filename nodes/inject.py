@@ -1,0 +1,102 @@
+"""The node that says which LoRAs are merged into the model, and by which method: one pass."""
+from dataclasses import replace
+from pathlib import Path
+
+from comfy_api.latest import io
+
+from ..engine.errors import LoraError, RecipeError
+from ..engine.plan import plan_recipe
+from . import sockets
+from .handles import Dit, MergePass, Recipe
+from .ledger_text import describe_plan
+from .recipes import recipe_of, reports_folder
+
+# Values of the original Action-Master engine, and what each does in its formulas.
+CLASSIC = {
+    "novelty": (1.5, "a layer counts as new where the LoRA's spread is this many times the base's."),
+    "sensitivity_new": (0.4, "gate of new layers, times their spread; lower keeps more."),
+    "sensitivity_refine": (1.8, "gate of layers the base knows; lower keeps more."),
+    "limit_new": (0.08, "largest change of a new layer, as a share of the base."),
+    "limit_refine": (0.05, "largest change of a known layer, as a share of the base."),
+}
+
+
+class Wan22ActionMasterInject(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Wan22ActionMasterInject",
+            display_name="Action-Master LoRA Inject",
+            category="Wan 2.2 Master/2 merge",
+            description="Merges a stack of LoRAs into the model: one pass. Chain several for several passes, all against the "
+                        "original base. Reads headers only; the weights are merged when Save or Stability Meter runs.",
+            search_aliases=["merge lora", "bake lora", "inject lora", "action master", "fuse lora", "lora to model"],
+            inputs=[
+                sockets.Dit.Input("dit", tooltip="The model, from Load or from another Inject."),
+                sockets.LoraStack.Input("stack", optional=True, tooltip="The LoRAs of this pass. Connect this or recipe."),
+                sockets.Recipe.Input(
+                    "recipe", optional=True, tooltip="Passes of another Inject, put on this model as they are, in place of stack."),
+                io.Combo.Input(
+                    "method", options=["auto", "addition", "classic"], default="auto",
+                    tooltip="addition: exactly as trained. classic: the original gate, which keeps what stands out and limits the "
+                            "rest. auto: the recommended one, today addition; what it became is shown and saved."),
+                io.Float.Input("global_factor", default=1.0, min=0.0, max=4.0, step=0.01,
+                               tooltip="Multiplies every strength of this pass."),
+                io.String.Input("pass_name", default="", placeholder="name of the pass (empty: numbered)",
+                                tooltip="Name of this pass in reports. Empty: Pass 1, Pass 2, ..."),
+                io.Boolean.Input(
+                    "gate_distillation", default=False, advanced=True,
+                    tooltip="Let classic gate distillation LoRAs (Lightning, lightx2v, ...) too. They work only when exact, so "
+                            "they are added as trained unless you insist here."),
+                io.Combo.Input("on_mismatch", options=["error", "warn"], default="error", advanced=True,
+                               tooltip="What happens to a LoRA whose name or header says it is made for the other expert."),
+                *(io.Float.Input(name, default=value, min=0.0, max=5.0, step=0.01, advanced=True, tooltip=f"Of classic: {what}")
+                  for name, (value, what) in CLASSIC.items()),
+            ],
+            outputs=[
+                sockets.Dit.Output(display_name="dit", tooltip="The model with this pass added."),
+                sockets.Recipe.Output(display_name="recipe", tooltip="All passes so far, without the model: for another Inject."),
+                io.String.Output(display_name="report", tooltip="Per LoRA: rank, alpha, method, keys matched and refused."),
+            ],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def execute(cls, dit, method, global_factor, pass_name, gate_distillation, on_mismatch,
+                stack=None, recipe=None, **classic) -> io.NodeOutput:
+        if (stack is None) == (recipe is None):
+            raise RecipeError("inject: expected LoRAs by stack or by recipe, one of the two; connect a LoRA Pair to stack")
+        if recipe is None:
+            name = pass_name.strip() or f"Pass {len(dit.passes) + 1}"
+            added = (MergePass(name, method, global_factor, gate_distillation, tuple(classic.items()), stack.loras),)
+        else:
+            added = recipe.passes
+        notes = check_experts(added, dit, on_mismatch)
+        merged = replace(dit, passes=(*dit.passes, *added))
+        with plan_recipe(recipe_of(merged), Path(reports_folder())) as plan:
+            merged = replace(merged, passes=with_resolved_methods(merged.passes, plan.recipe, merged.roles))
+            report = "\n".join([*describe_plan(plan), *notes])
+        return io.NodeOutput(merged, Recipe(merged.passes), report, ui={"text": (report,)})
+
+
+def check_experts(passes: tuple[MergePass, ...], dit: Dit, on_mismatch: str) -> list[str]:
+    """Notes on LoRAs that may sit on the wrong expert, or on none. Raises LoraError where `on_mismatch` says so."""
+    loras = [lora for merge_pass in passes for lora in merge_pass.loras]
+    doubts = [] if "model" in dit.roles else [doubt for lora in loras for doubt in lora.doubts]
+    if doubts and on_mismatch == "error":
+        raise LoraError(f"{doubts[0]}; swap the two files in LoRA Pair, or set on_mismatch to warn")
+    idle = [lora.name for lora in loras if lora.as_json(dit.roles) is None]
+    return doubts + [f"not used: {name} is for an expert that is not loaded" for name in idle]
+
+
+def with_resolved_methods(passes: tuple[MergePass, ...], planned, roles: tuple[str, ...]) -> tuple[MergePass, ...]:
+    """The passes with each LoRA's method as planned, so that what `auto` became is fixed from here on.
+
+    planned: the plan's recipe; its passes hold the same LoRAs in the same order, without those for no loaded expert.
+    """
+    done = []
+    for merge_pass, plan_pass in zip(passes, planned.passes, strict=True):
+        methods = iter([entry.resolved or entry.method for entry in plan_pass.loras])
+        done.append(replace(merge_pass, loras=tuple(
+            replace(lora, method=next(methods)) if lora.as_json(roles) else lora for lora in merge_pass.loras)))
+    return tuple(done)

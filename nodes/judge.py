@@ -1,0 +1,48 @@
+"""The meter's report under the thresholds of a node, fit to be sent to a browser, and in words."""
+import math
+
+from ..engine.meter import status
+
+WORDS = ("STABLE", "SATURATED", "VOLATILE")        # from best to worst
+
+
+def judged(report: dict, stable_below: float, volatile_above: float, top_k: int) -> dict:
+    """The report with these thresholds in place of the default ones; the argument is not modified."""
+    experts = []
+    for expert in report["experts"]:
+        meter = expert["meter"]
+        experts.append({**expert, "meter": {
+            **meter, "status": status(meter["shift"], stable_below, volatile_above), "stable_below": stable_below,
+            "volatile_above": volatile_above, "top": meter["top"][:top_k]}})
+    return finite({**report, "experts": experts})
+
+
+def for_browser(report: dict) -> dict:
+    """What web/meter.js draws; the recipe and its folders stay here."""
+    experts = [{name: expert[name] for name in ("role", "name", "meter")} for expert in report["experts"]]
+    return {"version": report["version"], "experts": experts}
+
+
+def finite(value):
+    """`value` with infinities as None: JSON has no word for them, and a browser refuses the whole message."""
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def number(value: float | None) -> str:
+    """A shift in words; None stands for one that has no finite value."""
+    return "unknown" if value is None else f"{value:.4f}"
+
+
+def summary(report: dict) -> str:
+    """A line per expert, for the history and for programs that read no picture."""
+    lines = []
+    for expert in report["experts"]:
+        meter = expert["meter"]
+        name = "" if expert["role"] == "model" else f"{expert['role']}: "
+        touched = number(meter["shift_touched"])
+        lines.append(f"{name}{meter['status']}, shift {number(meter['shift'])}, over touched layers alone {touched}")
+    return "\n".join(lines)

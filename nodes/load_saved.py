@@ -1,0 +1,57 @@
+"""The node that loads what Save has just written, in the same run."""
+import os
+
+import comfy.sd
+from comfy_api.latest import io
+
+from ..engine.errors import MergeError
+from . import freshness, sockets
+
+ANY = "any"
+
+
+class Wan22LoadSaved(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Wan22LoadSaved",
+            display_name="Load Saved (Wan 2.2)",
+            category="Wan 2.2 Master/5 save",
+            description="Loads a file of Save Model as a MODEL, always as it lies on disk now. Use it instead of Load Diffusion "
+                        "Model when saving and sampling are in one workflow: that node can only name files that were there before "
+                        "the run, and keeps the old weights of a file that was overwritten.",
+            search_aliases=["load saved", "load merged", "unet loader", "file to model", "sample saved"],
+            inputs=[
+                sockets.Files.Input("files", tooltip="What Save Model wrote."),
+                io.Combo.Input("expert", options=["auto", "high_noise", "low_noise"], default="auto",
+                               tooltip="Which expert to load. auto: the only one there is."),
+                io.Combo.Input("format", options=[ANY, "float8_e4m3fn", "bf16", "fp16", "fp32"], default=ANY,
+                               tooltip="Which format, where several Quantize nodes were chained. any: the first."),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="For ModelSamplingSD3, then a sampler.")],
+            hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        return freshness.token(cls.hidden.unique_id)
+
+    @classmethod
+    def execute(cls, files, expert, format) -> io.NodeOutput:
+        file = choose(files.files, expert, format)
+        if not os.path.isfile(file.path):
+            raise MergeError(f"{file.name}: was deleted since it was saved; queue again to write it again")
+        freshness.remember(cls.hidden.unique_id, [file.path])
+        return io.NodeOutput(comfy.sd.load_diffusion_model(file.path), ui={"text": (f"loaded {file.name}",)})
+
+
+def choose(files, expert: str, format_name: str):
+    """The file of that expert and format. Raises MergeError when there is none, or when the expert is not clear."""
+    there = ", ".join(f"{file.role} {file.format}" for file in files) or "nothing"
+    fitting = [file for file in files if expert in {"auto", file.role} and format_name in {ANY, file.format}]
+    if not fitting:
+        raise MergeError(f"load saved: expected expert {expert}, format {format_name}; saved was {there}; choose one of these")
+    if len({file.role for file in fitting}) > 1:
+        raise MergeError(f"load saved: two experts were saved ({there}); choose one of them in expert")
+    return fitting[0]

@@ -1,0 +1,118 @@
+"""The node that names one LoRA for both experts; chained, they make a stack."""
+import os
+
+from comfy_api.latest import io
+
+from ..engine.errors import LoraError
+from ..engine.lora import open_lora
+from ..engine.roles import partner, role_of
+from . import paths, sockets
+from .handles import Lora, LoraStack
+
+OF_PASS = "(of the pass)"
+NO_FILE = {paths.NONE, paths.AUTO_PAIR, paths.SAME_FILE}
+
+
+class Wan22LoraPair(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        loras = paths.loras()
+        strength = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.01}
+        return io.Schema(
+            node_id="Wan22LoraPair",
+            display_name="LoRA Pair (Wan 2.2)",
+            category="Wan 2.2 Master/2 merge",
+            description="One LoRA with its high-noise and low-noise file. Chain several to a stack, in any order. For a model "
+                        "that is one file, lora, strength and enabled count.",
+            search_aliases=["lora stack", "lora loader", "merge lora", "high low lora", "lightning", "lightx2v", "wan lora"],
+            inputs=[
+                sockets.LoraStack.Input("stack", optional=True, tooltip="LoRAs from the LoRA Pair before this one."),
+                io.Combo.Input(
+                    "lora_high", options=[paths.NONE, *loras], default=paths.NONE, display_name="lora_high / lora",
+                    tooltip="LoRA for the high-noise expert, or for the model when it is one file."),
+                io.Combo.Input(
+                    "lora_low", options=[paths.AUTO_PAIR, paths.SAME_FILE, paths.NONE, *loras], default=paths.AUTO_PAIR,
+                    tooltip="LoRA for the low-noise expert. (auto pair) swaps high and low in the name; a LoRA that names neither "
+                            "goes on both experts. A missing half is an error, never left out in silence."),
+                io.Float.Input("strength_high", **strength, display_name="strength_high / strength",
+                               tooltip="Strength on the high-noise expert, or on the model when it is one file."),
+                io.Float.Input("strength_low", **strength, tooltip="Strength on the low-noise expert."),
+                io.Boolean.Input("enabled_high", default=True, display_name="enabled_high / enabled",
+                                 tooltip="Off: not on the high-noise expert, or not on the model when it is one file."),
+                io.Boolean.Input("enabled_low", default=True, tooltip="Off: not on the low-noise expert."),
+                io.Combo.Input(
+                    "method", options=[OF_PASS, "auto", "addition", "classic"], default=OF_PASS, advanced=True,
+                    tooltip="How this LoRA is merged: as its pass says, or its own way. addition: exactly as trained. classic: "
+                            "through the gate of the original Action-Master."),
+            ],
+            outputs=[sockets.LoraStack.Output(display_name="stack", tooltip="All LoRAs so far, for Inject or the next LoRA Pair.")],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_high, lora_low, **others):
+        chosen = [paths.lora_path(name) for name in (lora_high, lora_low) if name not in NO_FILE]
+        if lora_low == paths.AUTO_PAIR:
+            chosen += [path for path in map(partner, chosen) if path]
+        return tuple(paths.signature(path) for path in chosen)
+
+    @classmethod
+    def execute(cls, lora_high, lora_low, strength_high, strength_low, enabled_high, enabled_low, method,
+                stack=None) -> io.NodeOutput:
+        high = None if lora_high == paths.NONE else paths.lora_path(lora_high)
+        low = choose_low(high, lora_low, needed=enabled_low)
+        high, low = high if enabled_high else None, low if enabled_low else None
+        lora = Lora(high, low, strength_high, strength_low, None if method == OF_PASS else method, doubts(high, low))
+        loras = (stack or LoraStack()).loras + ((lora,) if high or low else ())
+        return io.NodeOutput(LoraStack(loras), ui={"text": (describe(lora, lora_low),)})
+
+
+def choose_low(high: str | None, lora_low: str, *, needed: bool) -> str | None:
+    """Path for the low-noise expert. Raises LoraError when it is `needed`, and a LoRA that names its expert has no partner."""
+    if lora_low == paths.NONE:
+        return None
+    if lora_low not in NO_FILE:
+        return paths.lora_path(lora_low)
+    if high is None or lora_low == paths.SAME_FILE:
+        return high
+    found = partner(high)
+    if found and paths.inside("loras", found):
+        return found
+    with open_lora(high) as lora:
+        role = role_of(high, lora.metadata)
+    if role.role is None:
+        return high
+    if needed:
+        raise LoraError(f"{os.path.basename(high)}: made for the {role.role} expert ({role.evidence}), and its partner is not "
+                        "beside it; choose lora_low by hand, or (none), or (same file)")
+    return None
+
+
+def doubts(high: str | None, low: str | None) -> tuple[str, ...]:
+    """Why a file may sit on the wrong expert, by its own evidence. The same file on both is the user's word and no doubt."""
+    said = []
+    for path, role in ((high, "high_noise"), (low, "low_noise")):
+        if path and high != low:
+            with open_lora(path) as lora:
+                found = role_of(path, lora.metadata)
+            if found.role not in {None, role}:
+                said.append(f"{os.path.basename(path)}: is put on {role}, but made for {found.role} ({found.evidence})")
+    return tuple(said)
+
+
+def describe(lora: Lora, lora_low: str) -> str:
+    """What was chosen, a line per file, with its rank."""
+    if not (lora.high or lora.low):
+        return "no LoRA is chosen or enabled; the stack passes unchanged"
+    lines = [_line(path) for path in dict.fromkeys((lora.high, lora.low)) if path]
+    if lora_low == paths.AUTO_PAIR and lora.high == lora.low:
+        lines.append("on every expert: its name speaks of none")
+    elif lora_low == paths.AUTO_PAIR and len(lines) == 2:
+        lines[1] = f"paired with {lines[1]}"
+    return "\n".join([*lines, *lora.doubts])
+
+
+def _line(path: str) -> str:
+    with open_lora(path) as lora:
+        kind = f", distillation LoRA ({lora.is_distillation})" if lora.is_distillation else ""
+        return f"{lora.name}: rank {lora.rank}{kind}"

@@ -1,0 +1,74 @@
+"""The node that says in which format the merged model is saved; chained, several formats come from one reading."""
+import comfy.model_management
+from comfy_api.latest import io
+
+from ..engine.errors import RecipeError
+from . import sockets
+from .handles import Job, Output
+
+FORMATS = ("float8_e4m3fn", "bf16", "fp16", "fp32")
+ACTIVATIONS = {"fast, uncalibrated": "fast_uncalibrated", "16-bit": "16-bit"}
+ALL = "all"
+EXPERTS = (ALL, "high_noise", "low_noise")
+UNCALIBRATED = "uncalibrated: the error of small activations is unknown, harmless above rms 0.03, 6 % at 0.01"
+
+
+class Wan22Quantize(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Wan22Quantize",
+            display_name="Quantize (Wan 2.2)",
+            category="Wan 2.2 Master/4 quantize",
+            description="Chooses the format of the saved file. Chain several by more: all are written from one reading of the "
+                        "base and one merge, rounded once.",
+            search_aliases=["quantize", "quantise", "fp8", "float8", "scaled fp8", "bf16", "fp16", "convert", "precision"],
+            inputs=[
+                sockets.Dit.Input("dit", tooltip="The model to save, merged or not."),
+                io.Combo.Input(
+                    "format", options=list(FORMATS), default=FORMATS[0],
+                    tooltip="float8_e4m3fn: half the size of bf16, fast on RTX 40 and newer. bf16: a master, rounded once. fp16: "
+                            "for cards without bf16. fp32: for merging further."),
+                io.Combo.Input(
+                    "activations", options=list(ACTIVATIONS), default=next(iter(ACTIVATIONS)),
+                    tooltip="For float8 only. fast: multiplies in FP8, with an input scale of 1 while uncalibrated; the error of "
+                            "small activations is then unknown: harmless above an rms of 0.03, 6 % at 0.01. 16-bit: multiplies in "
+                            "16 bit; the file is as small, but not faster."),
+                io.Combo.Input("experts", options=list(EXPERTS), default=ALL,
+                               tooltip="Which experts get this format. all: every one that is loaded."),
+                sockets.Job.Input("more", optional=True,
+                                  tooltip="Another Quantize of the same model: its formats are saved in the same run."),
+            ],
+            outputs=[
+                sockets.Job.Output(display_name="job", tooltip="For Save Model, or for more of the next Quantize."),
+                io.String.Output(display_name="estimate", tooltip="What will be made and how it runs on this machine. Save Model "
+                                                                  "with plan_only tells bytes, time and memory."),
+            ],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def execute(cls, dit, format, activations, experts, more=None) -> io.NodeOutput:
+        if more is not None and more.dit != dit:
+            raise RecipeError("quantize: more comes from another model or merge; chain only Quantize nodes with the same dit")
+        outputs = (*(more.outputs if more else ()), Output(format, ACTIVATIONS[activations], chosen_roles(dit, experts)))
+        estimate = "\n".join(describe(output) for output in outputs)
+        return io.NodeOutput(Job(dit, outputs), estimate, ui={"text": (estimate,)})
+
+
+def chosen_roles(dit, experts: str) -> tuple[str, ...]:
+    """Roles that an `experts` widget names. Raises RecipeError when the expert is not loaded."""
+    if experts != ALL and experts not in dit.roles:
+        raise RecipeError(f"experts is {experts}, but loaded is {' and '.join(dit.roles).replace('model', 'one file')}; choose all")
+    return dit.roles if experts == ALL else (experts,)
+
+
+def describe(output: Output) -> str:
+    """One format in words: experts, what happens to activations, whether this machine multiplies in it."""
+    name = output.format if output.experts == ("model",) else f"{output.format} for {' and '.join(output.experts)}"
+    if output.format != FORMATS[0]:
+        return name
+    if output.activations == "16-bit":
+        return f"{name}, 16-bit activations: smaller, not faster"
+    card = "native on this machine" if comfy.model_management.supports_fp8_compute() else "emulated on this machine"
+    return f"{name}, fast, {card}; {UNCALIBRATED}"

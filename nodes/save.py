@@ -1,0 +1,99 @@
+"""The node that writes the files: the one pass over the weights, with everything before it being words."""
+import json
+import os
+from pathlib import Path
+
+from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
+from server import PromptServer
+
+from ..engine.plan import plan_recipe
+from ..engine.run import run
+from . import freshness, paths, sockets
+from .handles import Files
+from .judge import finite
+from .progress import device_for, watched
+from .recipes import recipe_of, reports_folder, with_roles
+from .save_text import headers, leftover_lines, result_lines, saved_files, table
+
+CUSTOM = "custom"
+SAVED = "wan22_master.saved"                       # event that web/index.js answers with a toast and fresh model lists
+
+
+class Wan22SaveModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Wan22SaveModel",
+            display_name="Save Model (Wan 2.2)",
+            category="Wan 2.2 Master/5 save",
+            description="Merges and writes all files of the job, tensor by tensor, into a folder of diffusion_models. Stop it at "
+                        "any time: queue the same again and it goes on from there. A file that is there is not written twice.",
+            search_aliases=["save model", "save merged", "export", "bake", "write fp8", "model save", "save diffusion model"],
+            inputs=[sockets.Job.Input("job", tooltip="From Quantize."), *_widgets()],
+            outputs=[
+                sockets.Files.Output(display_name="files", tooltip="The finished files, for Load Saved."),
+                io.String.Output(display_name="path_high / path", tooltip="Path of the high-noise file, or of the only one."),
+                io.String.Output(display_name="path_low", tooltip="Path of the low-noise file; empty when there is none."),
+                io.String.Output(display_name="header", tooltip="What stands in the header of each file, as it will be written."),
+                io.String.Output(display_name="report", tooltip="Everything about the run, as JSON; with plan_only the plan."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, plan_only, **inputs):
+        return float("nan") if plan_only else freshness.token(cls.hidden.unique_id)
+
+    @classmethod
+    def execute(cls, job, title, version, name, custom_name, folder, subfolder, on_exists, metadata, lora_names, plan_only,
+                device) -> io.NodeOutput:
+        target, reports = paths.save_folder(folder, subfolder), Path(reports_folder())
+        save = {"folder": target, "name": custom_name if name == CUSTOM else name, "metadata": metadata, "lora_names": lora_names,
+                "on_exists": on_exists}
+        recipe = recipe_of(job.dit, job.outputs, title=title, title_version=version, save=save, device=device_for(device))
+        with plan_recipe(recipe, reports) as plan:
+            rows, header = plan.rows(), headers(plan)
+            told = {"wan22_table": (table(rows),)}
+            if plan_only:
+                told["text"] = ("\n".join([*plan.notices, "plan only: nothing was written", *leftover_lines(target)]),)
+                nothing = ExecutionBlocker(None)
+                planned = json.dumps({"plan": rows, "notices": plan.notices})
+                return io.NodeOutput(nothing, nothing, nothing, header, planned, ui=told)
+            os.makedirs(target, exist_ok=True)
+            with watched(cls.hidden.unique_id, "stopped at {share:.0%}; queue again to go on from there") as watch:
+                report = run(plan, reports=reports, should_stop=watch.should_stop, on_progress=watch.on_progress)
+        report = finite(with_roles(report, job.dit))
+        files = saved_files(report)
+        freshness.remember(cls.hidden.unique_id, [file.path for file in files])
+        told["text"] = ("\n".join([*result_lines(report), *leftover_lines(target)]),)
+        PromptServer.instance.send_sync(SAVED, {"files": [file.name for file in files], "folder": folder})
+        high, low = (next((file.path for file in files if file.role in roles), "")
+                     for roles in (("high_noise", "model"), ("low_noise",)))
+        return io.NodeOutput(Files(files), high, low, header, json.dumps(report), ui=told)
+
+
+def _widgets() -> list[io.Input]:
+    roots = list(paths.save_roots())
+    return [
+        io.String.Input("title", default="my_mix", tooltip="Title of the model: in its header, and as %title% in file names."),
+        io.String.Input("version", default="", tooltip="In the header, and as %version% in file names. May be empty."),
+        io.Combo.Input("name", options=["comfy", "quantstack", "plain", CUSTOM], default="comfy",
+                       tooltip="How files are named. comfy: mix_v1_t2v_high_noise_14B_fp8_scaled. quantstack: "
+                               "mix-v1-T2V-14B-HighNoise-FP8_SCALED. plain: mix_high_fp8_scaled. custom: as custom_name says."),
+        io.String.Input("custom_name", default="%title%_%version%_%task%_%expert%_%format%",
+                        tooltip="Name for custom, of %title% %version% %task% %size% %expert% %format%; a pair needs %expert%."),
+        io.Combo.Input("folder", options=roots, default=roots[0], tooltip="Which folder of diffusion_models to write to."),
+        io.String.Input("subfolder", default="", tooltip="Folder inside it, made when missing. May be empty."),
+        io.Combo.Input("on_exists", options=["number", "overwrite", "error"], default="number",
+                       tooltip="When another file has the name: number appends -2, overwrite replaces it at the very end, error "
+                               "stops before the start. The very same model is left as it is."),
+        io.Combo.Input("metadata", options=["publish", "private", "none"], default="publish",
+                       tooltip="publish: title, LoRAs, base, hashes, strengths; no folder, prompt or workflow. private: all, the "
+                               "recipe with its folders too. none: nothing. The header output shows it."),
+        io.Boolean.Input("lora_names", default=True, tooltip="Off: publish names LoRAs by their hash alone."),
+        io.Boolean.Input("plan_only", default=False, tooltip="Write nothing: show files, bytes, time and memory."),
+        io.Combo.Input("device", options=["auto", "cpu"], default="auto", advanced=True,
+                       tooltip="auto: the graphics card if it passes a self-test, else the processor. cpu: never the card."),
+    ]

@@ -1,0 +1,60 @@
+"""What Save Model tells: the table of the plan, the headers, the result, and what earlier runs left behind."""
+import json
+import os
+
+from ..engine.job import find_leftovers
+from .handles import SavedFile
+
+COLUMNS = ("expert", "format", "size", "state", "time", "memory", "file")
+
+
+def table(rows: list[dict]) -> dict:
+    """Plan rows in words: {"head": [...], "rows": [[...]]}; a column of experts only where there is a pair."""
+    first = 0 if any(row["expert"] != "model" for row in rows) else 1
+    told = [[row["expert"], row["format"], size(row["bytes"]), row["state"], duration(row["seconds"]), size(row["memory_bytes"]),
+             row["file"]] for row in rows]
+    return {"head": list(COLUMNS[first:]), "rows": [row[first:] for row in told]}
+
+
+def headers(plan) -> str:
+    """Metadata of every planned file as readable JSON; a hash of data that do not exist yet is zeros."""
+    shown = {os.path.basename(output.target.path): json.loads(output.layout.header[8:]).get("__metadata__", {})
+             for expert in plan.experts for output in expert.outputs}
+    return json.dumps(shown, indent=1, ensure_ascii=False)
+
+
+def saved_files(report: dict) -> tuple[SavedFile, ...]:
+    """The files of a report as they lie on disk now."""
+    files = []
+    for expert in report["experts"]:
+        for output in expert["outputs"]:
+            status = os.stat(output["path"])
+            files.append(SavedFile(expert["role"], output["path"], output["format"], status.st_size, status.st_mtime_ns))
+    return tuple(files)
+
+
+def result_lines(report: dict) -> list[str]:
+    """A line per file, written or already up to date, with its error; then the notices."""
+    lines = []
+    for expert in report["experts"]:
+        for output in expert["outputs"]:
+            how = "already up to date" if output.get("up_to_date") else "resumed and written" if output["resumed"] else "written"
+            lines.append(f"{output['file']}: {how}, {size(output['bytes'])}, error {output['error']:.2%}")
+    return lines + [f"note: {notice}" for notice in report["notices"]]
+
+
+def leftover_lines(folder: str) -> list[str]:
+    """Unfinished files of earlier runs in `folder`: they wait for their job, and take room until then."""
+    leftovers = find_leftovers(folder) if os.path.isdir(folder) else []
+    return [f"unfinished: {os.path.basename(each.target)}, {each.done:.0%}, {size(each.nbytes)}; queue its job again to go on, or "
+            "delete its .part and .job.json files" for each in leftovers]
+
+
+def size(count: int) -> str:
+    """Bytes in words, decimal."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min" if seconds >= 60 else f"{seconds:.0f} s"

@@ -1,0 +1,82 @@
+"""Makes example_workflows/*.json and their thumbnails: graphs of graphs.py, laid out, run on tiny models and photographed.
+
+    python tests/comfyui/make_examples.py
+
+The thumbnails are real pictures of a run. Run it when a node's inputs have grown, and look at the pictures.
+"""
+import json
+import runpy
+import sys
+import tempfile
+import uuid
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE))
+runpy.run_path(str(HERE.parent / "conftest.py"))   # makes the checkout importable as wan22_master
+from browser import FIT, load, opened, run  # noqa: E402
+from comfy_server import PACK, Server  # noqa: E402
+from graphs import CLIP, INJECT, LOAD, LORA_1, LORA_2, METER, QUANTIZE, SAVE, VAE, main_job, node, single_job, text_to_video  # noqa: E402
+from tiny_models import write_models  # noqa: E402
+
+TARGET = PACK / "example_workflows"
+# node id -> x, y, width; heights follow from what a node tells after a run
+PLACES = {LOAD: (0, 0, 420), LORA_1: (0, 330, 420), LORA_2: (0, 690, 420), INJECT: (480, 0, 420), METER: (960, 0, 460),
+          QUANTIZE: (1480, 0, 440), "8": (960, 640, 420), SAVE: (1480, 330, 440)}
+BELOW = 1020                                       # where the sampling row begins
+SAMPLING = {"20": (0, 0, 300), "21": (0, 200, 300), "22": (340, 0, 300), "23": (340, 200, 300),
+            "32": (0, 400, 300), "33": (0, 560, 300), "24": (340, 320, 300), "34": (340, 500, 300), "25": (680, 0, 280),
+            "26": (1000, 0, 300), "27": (1340, 0, 300), "35": (1680, 0, 260), "36": (1680, 100, 260), "37": (1680, 240, 260)}
+SAMPLING = {place: (x, y + BELOW, width) for place, (x, y, width) in SAMPLING.items()}
+LAY_OUT = """([places, note]) => { const graph = window.app.graph;
+    for (const node of graph._nodes) { const [x, y, width] = places[node.id] ?? [0, 0, 300];
+        node.pos = [x, y]; node.setSize([width, node.computeSize()[1]]);
+        for (const each of node.widgets ?? []) if (each.name === 'control_after_generate') each.value = 'fixed'; }
+    const said = window.LiteGraph.createNode('MarkdownNote'); graph.add(said);
+    said.pos = [0, -190]; said.setSize([900, 130]); said.widgets[0].value = note;
+    return JSON.stringify({ ...graph.serialize(), extra: {} }); }"""
+SAVED = [node("Wan22LoadSaved", files=[SAVE, 0], expert=role, format="any") for role in ("high_noise", "low_noise")]
+EXAMPLES = {
+    "merge_two_loras_save_fp8": (main_job(), (
+        "**Merge two LoRAs into both experts of Wan 2.2 and save them as scaled FP8.** Choose the two experts in Load and your "
+        "LoRAs in LoRA Pair, then Run. Stability Meter tells how far the merge moves the model; the files land in "
+        "models/diffusion_models. To see sizes and time first, turn on plan_only.")),
+    "single_model_two_formats": (single_job(), (
+        "**A model that is one file (5B, Wan 2.1, VACE, ...), saved in two formats from one reading.** Chain Quantize nodes by "
+        "*more*; each adds a file to the same Save.")),
+    "merge_save_and_sample": (main_job() | text_to_video(*SAVED), (
+        "**Merge, save, and sample the saved files in one run.** Load Saved takes the files of this very run, which Load Diffusion "
+        "Model cannot. Needs the umt5 text encoder and the Wan 2.1 VAE. The four steps are for a Lightning LoRA; without one take "
+        "20 steps and cfg 3.5.")),
+}
+
+
+def main() -> None:
+    """Write all examples; photograph those that the tiny models can run."""
+    TARGET.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, Server(Path(folder)) as server:
+        write_models(server)
+        (server.models("text_encoders") / CLIP).touch()
+        (server.models("vae") / VAE).touch()       # named only, so that the page does not call them missing
+        with opened(server, "classic", (1700, 1050)) as page:
+            for name, (graph, note) in EXAMPLES.items():
+                load(page, graph)
+                saved = json.loads(page.evaluate(LAY_OUT, [{**PLACES, **SAMPLING}, note]))
+                saved["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, name))
+                path = TARGET / f"{name}.json"
+                path.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
+                load(page, path)
+                large = "37" in graph
+                page.set_viewport_size({"width": 2300, "height": 1800} if large else {"width": 1700, "height": 1050})
+                if not large:
+                    run(page)
+                    page.wait_for_timeout(9000)    # until the toast is gone
+                page.evaluate(FIT)
+                page.wait_for_timeout(1000)
+                view = page.viewport_size
+                page.screenshot(path=path.with_suffix(".jpg"), type="jpeg", quality=70 if large else 80, clip={
+                    "x": 60, "y": 88, "width": view["width"] - 80, "height": view["height"] - 150})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""The nodes as a real ComfyUI lists them. Ids, inputs and their order are users' saved workflows: they only grow, at the end."""
+import re
+
+# node -> inputs in the order of their widgets and sockets; saved widget values are positional
+INPUTS = {
+    "Wan22LoadDualDiT": "high_noise low_noise allow_quantized_source",
+    "Wan22LoraPair": "lora_high lora_low strength_high strength_low enabled_high enabled_low method stack",
+    "Wan22ActionMasterInject": "dit method global_factor pass_name gate_distillation on_mismatch novelty sensitivity_new "
+                               "sensitivity_refine limit_new limit_refine stack recipe",
+    "Wan22StabilityMeter": "dit experts on_volatile stable_below volatile_above top_k",
+    "Wan22Quantize": "dit format activations experts more",
+    "Wan22SaveModel": "job title version name custom_name folder subfolder on_exists metadata lora_names plan_only device",
+    "Wan22LoadSaved": "files expert format",
+}
+OUTPUTS = {
+    "Wan22LoadDualDiT": "W22_DIT STRING",
+    "Wan22LoraPair": "W22_LORA_STACK",
+    "Wan22ActionMasterInject": "W22_DIT W22_RECIPE STRING",
+    "Wan22StabilityMeter": "W22_DIT FLOAT FLOAT STRING IMAGE STRING",
+    "Wan22Quantize": "W22_JOB STRING",
+    "Wan22SaveModel": "W22_FILE STRING STRING STRING STRING",
+    "Wan22LoadSaved": "MODEL",
+}
+
+
+def ours(comfy) -> dict:
+    return {name: info for name, info in comfy.get("/object_info").items() if info["python_module"].endswith("wan22-master")}
+
+
+def test_the_server_lists_exactly_our_nodes_with_the_ids_that_workflows_hold(comfy):
+    listed = ours(comfy)
+    inputs = {name: [*info["input_order"]["required"], *info["input_order"].get("optional", [])] for name, info in listed.items()}
+    assert {name: " ".join(keys) for name, keys in inputs.items()} == INPUTS
+    assert {name: " ".join(info["output"]) for name, info in listed.items()} == OUTPUTS
+
+
+def test_every_input_and_output_has_a_tooltip_and_every_node_words_to_find_it_by(comfy):
+    for name, info in ours(comfy).items():
+        inputs = {**info["input"]["required"], **info["input"].get("optional", {})}
+        assert [key for key, spec in inputs.items() if not spec[1].get("tooltip")] == [], name
+        assert all(info["output_tooltips"]) and len(info["output_tooltips"]) == len(info["output"]), name
+        assert info["description"] and len(info["search_aliases"]) > 3, name
+        assert re.fullmatch(r"Wan 2\.2 Master/[1245] (load|merge|quantize|save)", info["category"]), name
+
+
+def test_models_are_offered_and_the_first_high_noise_expert_is_the_default(comfy):
+    options = ours(comfy)["Wan22LoadDualDiT"]["input"]["required"]["high_noise"][1]
+    assert options["default"] == "wan2.2_t2v_high_noise_14B_fp16.safetensors"
+    assert options["options"][-1] == "(none)"
+
+
+def test_save_offers_the_folder_people_expect_first_and_names_no_home(comfy):
+    options = ours(comfy)["Wan22SaveModel"]["input"]["required"]["folder"][1]
+    assert options["default"] == options["options"][0] == "diffusion_models"
+    assert "unet" in options["options"] and not any(str(comfy.base) in option for option in options["options"])
+
+
+def test_scripts_are_served_once_each(comfy):
+    served = [path for path in comfy.get("/extensions") if "wan22-master" in path]
+    assert sorted(path.rpartition("/")[2] for path in served) == ["index.js", "meter.js", "table.js", "view.js"]

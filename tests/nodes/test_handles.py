@@ -1,0 +1,42 @@
+import pickle
+
+import pytest
+from wan22_master.engine.recipe import parse
+from wan22_master.nodes.handles import Dit, Files, Job, Lora, LoraStack, MergePass, Output, Recipe, SavedFile
+
+LORA = Lora("/models/loras/a_high.safetensors", "/models/loras/a_low.safetensors", 1.0, 0.5)
+HIGH_ONLY = Lora("/models/loras/b.safetensors", None, 0.3, 1.0, "classic")
+PASS = MergePass("Pass 1", "auto", 1.0, False, (("novelty", 1.5),), (LORA, HIGH_ONLY))
+DIT = Dit((("high_noise", "/models/h.safetensors"), ("low_noise", "/models/l.safetensors")), "Wan 2.2 T2V 14B", passes=(PASS,))
+FILES = Files((SavedFile("model", "/models/m.safetensors", "bf16", 1, 2),))
+HANDLES = [LoraStack((LORA,)), Recipe((PASS,)), DIT, Job(DIT, (Output("bf16", "16-bit", ("low_noise",)),)), FILES]
+
+
+@pytest.mark.parametrize("handle", HANDLES, ids=lambda handle: type(handle).__name__)
+def test_a_handle_is_pickled_compared_hashed_and_cannot_be_changed(handle):
+    assert pickle.loads(pickle.dumps(handle)) == handle and hash(handle) == hash(pickle.loads(pickle.dumps(handle)))
+    with pytest.raises(AttributeError):
+        handle.passes = ()
+
+
+def test_what_comfyui_prints_of_a_handle_is_short_and_names_no_folder():
+    many = LoraStack((LORA,) * 50)
+    for handle in (many, Recipe((PASS,) * 20), *HANDLES):
+        assert len(repr(handle)) < 200 and "/models" not in repr(handle)
+
+
+def test_a_lora_goes_only_to_the_experts_it_has_a_file_for():
+    assert LORA.as_json(("high_noise", "low_noise"))["strength"] == {"high_noise": 1.0, "low_noise": 0.5}
+    assert HIGH_ONLY.as_json(("high_noise", "low_noise"))["files"] == {"high_noise": "/models/loras/b.safetensors"}
+    assert HIGH_ONLY.as_json(("low_noise",)) is None
+
+
+def test_a_model_that_is_one_file_takes_the_first_file_and_strength():
+    assert LORA.as_json(("model",)) == {"files": {"model": LORA.high}, "strength": {"model": 1.0}, "method": None}
+
+
+def test_what_handles_say_is_a_recipe_that_the_engine_accepts():
+    asked = {"version": 1, "title": "t", "experts": dict(DIT.experts), "passes": [PASS.as_json(DIT.roles)],
+             "outputs": [Output("float8_e4m3fn", "fast_uncalibrated", DIT.roles).as_json()]}
+    recipe = parse(asked)
+    assert recipe.passes[0].loras[1].method == "classic" and recipe.outputs[0].experts == DIT.roles

@@ -1,0 +1,23 @@
+import pytest
+from wan22_master.nodes.save_text import duration, result_lines, size, table
+
+ROW = {"expert": "high_noise", "format": "bf16", "bytes": 28_600_000_000, "state": "new", "seconds": 95.0,
+       "memory_bytes": 1_200_000_000, "file": "mix.safetensors", "free_bytes": 1}
+
+
+def test_the_table_has_a_column_of_experts_only_for_a_pair():
+    assert table([ROW])["rows"] == [["high_noise", "bf16", "28.60 GB", "new", "1:35 min", "1.20 GB", "mix.safetensors"]]
+    single = table([{**ROW, "expert": "model"}])
+    assert single["head"][0] == "format" and single["rows"][0][0] == "bf16"
+
+
+@pytest.mark.parametrize(("change", "word"), [({}, "written"), ({"resumed": True}, "resumed and written"),
+                                              ({"up_to_date": True, "resumed": True}, "already up to date")])
+def test_a_file_is_told_as_written_resumed_or_already_there(change, word):
+    output = {"file": "mix.safetensors", "bytes": 5_000_000, "error": 0.0265, "resumed": False, **change}
+    report = {"experts": [{"outputs": [output]}], "notices": ["a notice"]}
+    assert result_lines(report) == [f"mix.safetensors: {word}, 5.0 MB, error 2.65%", "note: a notice"]
+
+
+def test_sizes_and_times_are_told_in_words():
+    assert [size(1_000_000), size(10**8), duration(3.4), duration(60)] == ["1.0 MB", "0.10 GB", "3 s", "1:00 min"]

@@ -1,0 +1,70 @@
+/** The pack's part of the page: results on the nodes, colours, and what happens when a file is saved. Knows only versioned JSON. */
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+
+import { addStyle, show } from "./view.js";
+
+const SOCKETS = {
+  W22_DIT: "#E8A33D", W22_LORA_STACK: "#8FBF5A", W22_RECIPE: "#5E8F3A", W22_JOB: "#E06C75", W22_FILE: "#56B6C2",
+};
+const NODES = {
+  Wan22LoadDualDiT: "#33393f", Wan22LoraPair: "#4a3b1f", Wan22ActionMasterInject: "#4a3b1f", Wan22StabilityMeter: "#4a3b1f",
+  Wan22Quantize: "#38284a", Wan22SaveModel: "#4a2326", Wan22LoadSaved: "#4a2326",
+};
+const NARROWEST = { Wan22StabilityMeter: 420, Wan22SaveModel: 460, Wan22ActionMasterInject: 380, Wan22LoadDualDiT: 400, Wan22LoraPair: 360 };
+
+function colourSockets() {
+  for (const [type, colour] of Object.entries(SOCKETS)) {
+    app.canvas.default_connection_color_byType[type] = colour;
+    (app.canvas.constructor.link_type_colors ?? {})[type] = colour;
+  }
+}
+
+/** A palette clears the colours of types it does not know, at the start too, so they are set again with every node. */
+function colourNode(node) {
+  colourSockets();
+  node.color = NODES[node.comfyClass];
+  node.setSize([Math.max(node.size[0], NARROWEST[node.comfyClass] ?? 0), node.size[1]]);
+}
+
+/** Locator ids are `<subgraph uuid>:<node id>`, or the id alone in the root graph. */
+function nodeAt(locator) {
+  const [id, uuid] = String(locator).split(":").reverse();
+  const graph = uuid ? app.rootGraph?.subgraphs?.get(uuid) : app.rootGraph ?? app.graph;
+  return graph?.getNodeById(Number.isNaN(Number(id)) ? id : Number(id)) ?? null;
+}
+
+async function tellSaved({ detail: { files, folder } }) {
+  app.extensionManager.toast.add({ severity: "success", summary: `Saved in ${folder}`, detail: files.join("\n"), life: 8000 });
+  await app.extensionManager.command.execute("Comfy.RefreshNodeDefinitions");
+}
+
+app.registerExtension({
+  name: "Wan22Master",
+  setup() {
+    addStyle();
+    const sheet = document.createElement("style");
+    sheet.textContent = `:root { ${Object.entries(SOCKETS).map(([type, colour]) => `--color-datatype-${type}: ${colour};`).join(" ")} }`;
+    document.head.append(sheet);
+    app.ui.settings.addEventListener("Comfy.ColorPalette.change", () => setTimeout(colourSockets));
+    api.addEventListener("wan22_master.saved", tellSaved);
+  },
+  nodeCreated(node) {
+    if (!(node.comfyClass in NODES)) return;
+    colourNode(node);
+    const before = node.onExecuted;
+    node.onExecuted = function (message) {
+      before?.call(this, message);
+      show(this, message);
+    };
+  },
+  afterConfigureGraph() {
+    colourSockets();
+  },
+  onNodeOutputsUpdated(outputs) {
+    for (const [locator, message] of Object.entries(outputs)) {
+      const node = nodeAt(locator);
+      if (node && node.comfyClass in NODES) show(node, message);
+    }
+  },
+});
