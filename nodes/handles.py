@@ -7,8 +7,6 @@ Roles are `high_noise` and `low_noise`, or `model` for a model that is one file.
 import os
 from dataclasses import dataclass
 
-PAIR = ("high_noise", "low_noise")
-
 
 @dataclass(frozen=True)
 class Lora:

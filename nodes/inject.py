@@ -13,11 +13,11 @@ from .recipes import recipe_of, reports_folder
 
 # Values of the original Action-Master engine, and what each does in its formulas.
 CLASSIC = {
-    "novelty": (1.5, "a layer counts as new where the LoRA's spread is this many times the base's."),
-    "sensitivity_new": (0.4, "gate of new layers, times their spread; lower keeps more."),
-    "sensitivity_refine": (1.8, "gate of layers the base knows; lower keeps more."),
-    "limit_new": (0.08, "largest change of a new layer, as a share of the base."),
-    "limit_refine": (0.05, "largest change of a known layer, as a share of the base."),
+    "novelty": (1.5, "a layer is new where the variance of its change is more than this many times that of the base."),
+    "sensitivity_new": (0.4, "in a new layer, changes above this many times their mean size pass; lower keeps more."),
+    "sensitivity_refine": (1.8, "in a layer the base knows, changes above this many times their mean size pass; lower keeps more."),
+    "limit_new": (0.08, "when the largest change of a new layer exceeds this weight value, the whole change is scaled to it."),
+    "limit_refine": (0.05, "when the largest change of a known layer exceeds this weight value, the whole change is scaled to it."),
 }
 
 

@@ -15,7 +15,7 @@ from .judge import WORDS, for_browser, judged, summary
 from .plot import draw
 from .progress import device_for, watched
 from .quantize import ALL, EXPERTS, chosen_roles
-from .recipes import recipe_of, reports_folder, with_roles
+from .recipes import recipe_of, reports_folder
 
 
 class Wan22StabilityMeter(io.ComfyNode):
@@ -62,7 +62,7 @@ class Wan22StabilityMeter(io.ComfyNode):
         reports = Path(reports_folder())
         with plan_recipe(recipe_of(measured, device=device_for("auto")), reports) as plan, watched(cls.hidden.unique_id) as watch:
             report = measure(plan, reports=reports, should_stop=watch.should_stop, on_progress=watch.on_progress)
-        report = judged(with_roles(report, measured), stable_below, volatile_above, top_k)
+        report = judged(report, stable_below, volatile_above, top_k)
         meters = {expert["role"]: expert["meter"] for expert in report["experts"]}
         worst = max((meter["status"] for meter in meters.values()), key=WORDS.index)
         high, low = (next((meters[role]["shift"] for role in names if role in meters), 0.0)

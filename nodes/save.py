@@ -13,7 +13,7 @@ from . import freshness, paths, sockets
 from .handles import Files
 from .judge import finite
 from .progress import device_for, watched
-from .recipes import recipe_of, reports_folder, with_roles
+from .recipes import recipe_of, reports_folder
 from .save_text import headers, leftover_lines, result_lines, saved_files, table
 
 CUSTOM = "custom"
@@ -64,7 +64,7 @@ class Wan22SaveModel(io.ComfyNode):
             os.makedirs(target, exist_ok=True)
             with watched(cls.hidden.unique_id, "stopped at {share:.0%}; queue again to go on from there") as watch:
                 report = run(plan, reports=reports, should_stop=watch.should_stop, on_progress=watch.on_progress)
-        report = finite(with_roles(report, job.dit))
+        report = finite(report)
         files = saved_files(report)
         freshness.remember(cls.hidden.unique_id, [file.path for file in files])
         told["text"] = ("\n".join([*result_lines(report), *leftover_lines(target)]),)

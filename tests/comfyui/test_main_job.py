@@ -5,6 +5,7 @@ import struct
 import graphs
 from comfy_server import text_of
 from graphs import INJECT, LOAD, LORA_2, METER, QUANTIZE, SAVE, main_job, node, plain_loader, sampling
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 FILES = ["my_mix_v1_t2v_high_noise_d128_fp8_scaled.safetensors", "my_mix_v1_t2v_low_noise_d128_fp8_scaled.safetensors"]
@@ -122,6 +123,10 @@ def test_one_half_of_a_pair_alone_goes_through_all_nodes(clean):
     outputs = clean.run(graph)
     assert "my_style_low_noise.safetensors: 1200 of 1200 keys" in text_of(outputs, INJECT)
     assert text_of(outputs, METER).startswith("low_noise: ") and len(outputs[METER]["wan22_report"][0]["experts"]) == 1
+    [saved] = clean.models().glob("my_mix*.safetensors")
+    assert "low_noise" in saved.name               # so that its other half, made later, finds it
+    with safe_open(saved, framework="pt") as file:
+        assert file.metadata()["modelspec.timestep_range"] == "0,875"
 
 
 def test_a_sharded_model_is_listed_once_and_opens_by_its_index(clean):
