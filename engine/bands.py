@@ -5,7 +5,6 @@ cache between the steps. Its size depends on the shape alone: a float32 product 
 not.
 Each worker computes with one torch thread: torch's own threads spin on small tiles (docs/log.md).
 """
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +13,11 @@ from typing import TypeVar
 
 import torch
 
+from .system import processors
+
 TILE_ROWS = 128
 BAND_ELEMENTS = 655_360                            # 128 rows of Wan's width 5120
+MOST_THREADS = 8                                   # beyond it the disk decides, and each one costs two tiles of memory
 T = TypeVar("T")
 Rows = tuple[int, int]
 
@@ -36,7 +38,7 @@ class Workers:
     """Threads that compute bands. Use in a `with` block: torch's thread count is put back at its end."""
 
     def __init__(self, count: int | None = None):
-        self.count = count or max(1, min(8, (os.cpu_count() or 2)))
+        self.count = count or min(MOST_THREADS, processors())
 
     def __enter__(self) -> "Workers":
         self.torch_threads = torch.get_num_threads()

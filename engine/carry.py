@@ -60,6 +60,5 @@ def _change(line: Line, expert: ExpertPlan, key: str) -> Change | None:
     whats = expert.contributions.get(key)
     if not whats:
         return None
-    with at(key, "read LoRA"):
-        with torch.inference_mode():               # a thread does not inherit the caller's mode
-            return load_change(key, expert.specs[key], [what for _, what in whats], line.device)
+    with at(key, "read LoRA"), torch.inference_mode():               # a thread does not inherit the caller's mode
+        return load_change(key, expert.specs[key], [what for _, what in whats], line.device)

@@ -2,10 +2,10 @@
 import os
 
 from . import precision
-from .bands import BAND_ELEMENTS
+from .bands import BAND_ELEMENTS, MOST_THREADS
 from .experts import ExpertPlan
 from .merge import Contribution
-from .system import free_bytes
+from .system import free_bytes, processors
 
 READ_RATE = 0.8e9                                  # bytes/s of a merge on two cores and a 1.3 GB/s disk (benchmarks/speed.py)
 GEMM_RATE = 2.5e11                                 # float32 operations/s of two cores (docs/log.md)
@@ -17,7 +17,7 @@ def memory_bytes(expert: ExpertPlan) -> int:
     buffered = [spec.numel * 4 for key, spec in expert.specs.items() if _needs_buffer(expert, key)]
     factors = [4 * sum(_rank(what) for _, what in whats) * sum(expert.specs[key].shape[:2])
                for key, whats in expert.contributions.items()]
-    tiles = 4 * BAND_ELEMENTS * 4 * (os.cpu_count() or 1)
+    tiles = 4 * BAND_ELEMENTS * 4 * min(MOST_THREADS, processors())
     return int(max(buffered, default=0) + 2 * max(factors, default=0) + tiles + FLOOR)
 
 

@@ -1,47 +1,27 @@
 """From a recipe and headers to a plan: every output's name, dtypes, shapes, offsets and bytes, before a weight is read."""
-import hashlib
-import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from . import layout, metadata, naming, precision, targets
+from . import naming, targets
 from .errors import PlanError, SourceError
 from .estimate import estimate
 from .experts import ExpertPlan, plan_expert
+from .file_plan import OutputPlan, identify, lay_out
 from .hashes import HashCache
 from .lora import LoraFile, open_lora
 from .methods import resolve_recipe
+from .recipe import Recipe
 from .roles import check_pair
 from .source import open_source
-from .specs import TensorSpec
 from .variant import detect
-
-ENGINE = "0.1.0"                                   # the pack's version, as written into files and reports
-MERGE = 1                                          # raised whenever the same inputs would give other bytes
-FAST = "fast_uncalibrated"
-
-
-@dataclass(frozen=True)
-class OutputPlan:
-    """One file to be written."""
-
-    role: str
-    format: str
-    layout: layout.Layout
-    target: targets.Target
-    job_id: str
-    wish: str
-    sources: list[dict]
 
 
 @dataclass
 class Plan:
     """What will happen. Use it in a `with` block: it holds bases and LoRAs open."""
 
-    recipe: object                                 # methods resolved
+    recipe: Recipe                                 # methods resolved
     experts: list[ExpertPlan]
     notices: list[str]
     loras: list[LoraFile]
@@ -58,7 +38,7 @@ class Plan:
         return [row for expert in self.experts for row in estimate(expert)]
 
 
-def plan_recipe(recipe, reports: Path) -> Plan:
+def plan_recipe(recipe: Recipe, reports: Path) -> Plan:
     """Plan from headers (LoRA files are hashed, once). reports: folder of earlier reports, which tell what is finished.
 
     Raises RecipeError, SourceError, LoraError, PlanError; nothing is written.
@@ -69,6 +49,7 @@ def plan_recipe(recipe, reports: Path) -> Plan:
         cache = HashCache(reports)
         sha256 = {path: cache.sha256(path) for path in loras}
         plan.recipe, plan.notices = resolve_recipe(recipe, {path: lora.is_distillation for path, lora in loras.items()})
+        sha256 |= {path: known for path in recipe.experts.values() if (known := cache.known_sha256(path))}
         for role, path in recipe.experts.items():
             source = open_source(path, allow_lossy=recipe.allow_quantized_source)
             expert = ExpertPlan(role, source, None, {}, [])
@@ -112,8 +93,8 @@ def _plan_outputs(plan: Plan, sha256: dict[str, str], reports: Path) -> None:
         names = {each.role: naming.name_file(recipe.save.name, _values(recipe, each, output.format), each.role) for each in experts}
         naming.check_names(names)
         targets.check_folder(recipe.save.folder)
-        laid = {expert.role: _lay_out(recipe, expert, output, sha256) for expert in experts}
-        ids = {expert.role: _identify(recipe, expert, output, laid[expert.role], sha256) for expert in experts}
+        laid = {expert.role: lay_out(recipe, expert, output, sha256) for expert in experts}
+        ids = {expert.role: identify(recipe, expert, output, laid[expert.role], sha256) for expert in experts}
         found = targets.choose(recipe.save.folder, names, ids, recipe.save.on_exists, reports)
         for expert in experts:
             target = found[expert.role]
@@ -130,39 +111,6 @@ def _on_disk(out: OutputPlan) -> int:
     return out.layout.size if out.target.state == "done" else os.path.getsize(part) if os.path.exists(part) else 0
 
 
-def _values(recipe, expert: ExpertPlan, format_name: str) -> dict[str, str]:
+def _values(recipe: Recipe, expert: ExpertPlan, format_name: str) -> dict[str, str]:
     return {"title": recipe.title, "version": recipe.title_version, "task": expert.variant.task, "size": expert.size,
             "format": format_name}
-
-
-def _lay_out(recipe, expert: ExpertPlan, output, sha256: dict[str, str]) -> layout.Layout:
-    body, entries, scales = {}, {}, {}
-    for key in expert.order:
-        form = precision.choose(key, expert.specs[key], output.format)
-        parts = {suffix: TensorSpec(*spec) for suffix, spec in form.outputs(expert.specs[key].shape).items()}
-        body |= {key + suffix: spec for suffix, spec in parts.items() if spec.shape or suffix == ""}
-        if output.format in precision.QUANTIZED and precision.is_block_linear(key, expert.specs[key]):
-            layer = key.removesuffix(".weight")
-            entries[layer + ".comfy_quant"] = form.comfy_quant(full_precision=output.activations != FAST)
-            scales |= {key + suffix: spec for suffix, spec in parts.items() if not spec.shape and suffix}
-            if output.activations == FAST:         # ComfyUI takes 1.0 in silence where there is none; here it is written out
-                scales[layer + ".input_scale"] = bytes(torch.ones(1).view(torch.uint8).tolist())
-    passes = metadata.describe_passes(recipe.passes, expert.role, sha256, names=recipe.save.lora_names)
-    facts = {"task": expert.variant.task, "size": expert.size, "format": output.format, "engine": ENGINE, "passes": passes,
-             "base": {"name": metadata.public_name(expert.source)}}
-    return layout.place(body, entries, scales, metadata.build(recipe, expert.role, facts, expert.source.metadata))
-
-
-def _identify(recipe, expert: ExpertPlan, output, laid: layout.Layout, sha256: dict[str, str]) -> tuple[str, str, list[dict]]:
-    """(job_id, wish, sources): what would change the bytes, what was asked, and the files it was asked of."""
-    paths = [lora.files[expert.role] for each in recipe.passes for lora in each.loras if lora.files.get(expert.role)]
-    sources = [*expert.source.identity()["files"], *({"name": os.path.basename(path), "sha256": sha256[path]} for path in paths)]
-    asked = replace(recipe, outputs=(replace(output, experts=(expert.role,)),)).to_json()
-    wish = _digest(asked)
-    header = hashlib.sha256(laid.header).hexdigest()
-    content = {"merge": MERGE, "torch": torch.__version__, "sources": sources, "asked": wish, "header": header}
-    return _digest(content), wish, sources
-
-
-def _digest(value: dict) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

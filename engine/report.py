@@ -5,8 +5,9 @@ import os
 from pathlib import Path
 
 from .experts import ExpertPlan
+from .file_plan import ENGINE, MERGE
 from .meter import summarize
-from .plan import ENGINE, MERGE, Plan
+from .plan import Plan
 from .system import write_json
 from .targets import done_record
 

@@ -13,10 +13,11 @@ from .carry import Ride, carry_all, stored_bytes
 from .device import choose, full_float32
 from .errors import PlanError
 from .experts import ExpertPlan
+from .file_plan import OutputPlan
 from .line import Line
 from .memory import Peak
 from .output import Output
-from .plan import OutputPlan, Plan, plan_recipe
+from .plan import Plan, plan_recipe
 from .progress import Clock, Progress, silent
 from .recipe import parse
 from .system import naming
@@ -34,8 +35,8 @@ def never() -> bool:
 def run(plan: Plan, *, reports: Path, should_stop: ShouldStop = never, on_progress: OnProgress = silent) -> dict:
     """Write every output of `plan` that is not finished yet, and return the report.
 
-    reports: folder for the report and the record of finished files. should_stop is asked before every tensor; when it says yes, Stopped is raised
-    after at most one stretch is synced, and the same plan goes on from there. On any error the parts stay for resuming too.
+    reports: folder for the report and the record of finished files. should_stop is asked before every tensor; when it says yes,
+    Stopped is raised after at most one stretch is synced, and the same plan goes on from there. On any error the parts stay too.
     """
     ride = _ride(plan, {expert.role: expert.order for expert in plan.experts}, reports, should_stop, on_progress)
     told = []
@@ -122,8 +123,8 @@ def _open(plan: Plan, out: OutputPlan) -> PartWriter:
         os.makedirs(folder, exist_ok=True)
     job = jobs.load(out.target.path) if out.target.state == "resume" else None
     if job is None:
-        made = {"role": out.role, "format": out.format}
-        made |= {"bytes": out.layout.size, "tensors": len(out.layout.tensors), "header_sha256": sha256(out.layout.header).hexdigest()}
+        made = {"role": out.role, "format": out.format, "bytes": out.layout.size, "tensors": len(out.layout.tensors),
+                "header_sha256": sha256(out.layout.header).hexdigest()}
         job = jobs.Job(out.target.path, out.job_id, out.wish, plan.recipe.to_json(), out.sources, made)
     return PartWriter(out.layout, job)
 

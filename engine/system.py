@@ -15,7 +15,7 @@ from .errors import PlanError
 from .open_file import ReadFile, WriteFile, naming, open_read, open_write
 
 __all__ = ["ReadFile", "WriteFile", "free_bytes", "hash_file", "legal_name", "naming", "open_read", "open_write",
-           "replace", "sync_folder", "write_json"]
+           "processors", "replace", "sync_folder", "write_json"]
 
 HELD = {5, 32, 1224}  # winerror (Microsoft, System Error Codes): access denied, sharing violation, user-mapped section open
 WAITS = (0.1, 0.2, 0.4, 0.6, 0.7)  # seconds between tries: a virus scanner lets go of a new file within two seconds
@@ -89,6 +89,11 @@ def write_json(path: str | os.PathLike, value: object) -> None:
         file.sync()
     with naming(path, "put in place", "check the rights of the folder"):
         _replace_patiently(path + ".new", path)
+
+
+def processors() -> int:
+    """Processors that this process may run on; a container may be given fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_bytes(path: str | os.PathLike) -> int:

@@ -58,7 +58,8 @@ def choose(folder: str, names: dict[str, str], ids: dict[str, tuple[str, str, li
             return found
         if on_exists == "error":
             taken = next(_numbered(names[role], number) for role, target in found.items() if target is None)
-            raise PlanError(f"{os.path.join(folder, taken)}: exists already; choose another name, or set on_exists to number or overwrite")
+            where = os.path.join(folder, taken)
+            raise PlanError(f"{where}: exists already; choose another name, or set on_exists to number or overwrite")
     raise PlanError(f"{folder}: {MOST} files of that name exist already; choose another name")
 
 

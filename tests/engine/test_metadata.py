@@ -1,4 +1,5 @@
 """What a finished file says of itself: secrets are planted everywhere, then the raw bytes are searched."""
+
 import hashlib
 import json
 import re
@@ -17,10 +18,14 @@ FORMATS = ("bf16", "float8_e4m3fn")
 
 def plant(tmp_path, experts=tiny.PAIR):
     """(experts, LoRA entry, out folder) with a secret in every folder's name and every header."""
-    hidden = {name: f"{SECRET} {name}" for name in (*NEVER[1:], "title", "modelspec.title", "modelspec.author", "author", "ss_comment")}
+    hidden = {
+        name: f"{SECRET} {name}" for name in (*NEVER[1:], "title", "modelspec.title", "modelspec.author", "author", "ss_comment")
+    }
     folder = tmp_path / f"{SECRET}_bases"
-    paths = {role: tiny.save(folder / f"tiny_{role}.safetensors", tiny.base(number), hidden | {"config": CONFIG})
-             for number, role in enumerate(experts)}
+    paths = {
+        role: tiny.save(folder / f"tiny_{role}.safetensors", tiny.base(number), hidden | {"config": CONFIG})
+        for number, role in enumerate(experts)
+    }
     told = {"ss_output_name": SECRET, "ss_sd_model_name": f"/home/{SECRET}/x", "workflow": SECRET, "modelspec.title": SECRET}
     lora = tiny.save(tmp_path / f"{SECRET}_loras" / "style.safetensors", tiny.lora(), told)
     return paths, {"files": dict.fromkeys(experts, lora)}, tmp_path / f"{SECRET}_out"
@@ -54,7 +59,9 @@ def test_a_base_chosen_by_its_folder_is_named_by_a_file_of_it(tmp_path, level, k
     folder, weights = tmp_path / f"{SECRET}_folder", tiny.base()
     names = ["model.safetensors"] if kind == "one file" else ["part-00001-of-00002.safetensors", "part-00002-of-00002.safetensors"]
     for number, name in enumerate(names):
-        tiny.save(folder / name, {key: tensor for place, (key, tensor) in enumerate(weights.items()) if place % len(names) == number})
+        tiny.save(
+            folder / name, {key: tensor for place, (key, tensor) in enumerate(weights.items()) if place % len(names) == number}
+        )
     tiny.go(tiny.recipe(tmp_path / "out", {"model": str(folder)}, save={"metadata": level}), tmp_path / "r")
     [path] = (tmp_path / "out").iterdir()
     assert json.loads(metadata_of(path)["wan22_master"])["base"] == {"name": names[0]}
@@ -91,10 +98,16 @@ def test_a_quantized_sources_marks_are_not_carried(tmp_path):
     weights |= {f"{layer}.weight": weights[f"{layer}.weight"].to(torch.float8_e4m3fn), f"{layer}.weight_scale": torch.tensor(0.5)}
     marks = {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": {layer: {"format": "float8_e4m3fn"}}})}
     path = tiny.save(tmp_path / "m.safetensors", weights, marks)
-    tiny.go(tiny.recipe(tmp_path / "out", {"model": path}, allow_quantized_source=True, save={"metadata": "private"}), tmp_path / "r")
+    tiny.go(
+        tiny.recipe(tmp_path / "out", {"model": path}, allow_quantized_source=True, save={"metadata": "private"}), tmp_path / "r"
+    )
     [path] = (tmp_path / "out").iterdir()
-    assert "_quantization_metadata" not in metadata_of(path) and f"{layer}.weight_scale" not in tiny.load(tmp_path / "out", path.name)
-    assert torch.equal(tiny.load(tmp_path / "out", path.name)[f"{layer}.weight"], (weights[f"{layer}.weight"].float() * 0.5).bfloat16())
+    assert "_quantization_metadata" not in metadata_of(path) and f"{layer}.weight_scale" not in tiny.load(
+        tmp_path / "out", path.name
+    )
+    assert torch.equal(
+        tiny.load(tmp_path / "out", path.name)[f"{layer}.weight"], (weights[f"{layer}.weight"].float() * 0.5).bfloat16()
+    )
 
 
 def test_nothing_is_said_at_none_where_the_source_has_no_config(tmp_path):
@@ -115,7 +128,12 @@ def test_published_files_name_base_loras_hashes_strengths_and_methods(tmp_path):
         assert told["format"] == ("bf16" if "bf16" in path.name else "float8_e4m3fn")
         with open(lora, "rb") as file:
             sha256 = hashlib.sha256(file.read()).hexdigest()
-        wanted = {"name": "style.safetensors", "sha256": sha256, "strength": {"high_noise": 0.25, "low_noise": 2.0}[role], "method": "classic"}
+        wanted = {
+            "name": "style.safetensors",
+            "sha256": sha256,
+            "strength": {"high_noise": 0.25, "low_noise": 2.0}[role],
+            "method": "classic",
+        }
         assert told["passes"] == [{"global_factor": 0.5, "loras": [wanted]}]
         assert metadata_of(path)["modelspec.title"] == "Täst"
 
@@ -135,7 +153,7 @@ def test_the_hash_is_of_the_data_as_modelspec_defines_it(tmp_path):
     hashes = set()
     for path in out.iterdir():
         content = path.read_bytes()
-        data = content[8 + int.from_bytes(content[:8], "little"):]
+        data = content[8 + int.from_bytes(content[:8], "little") :]
         assert metadata_of(path)["modelspec.hash_sha256"] == "0x" + hashlib.sha256(data).hexdigest()
         hashes.add(metadata_of(path)["modelspec.hash_sha256"])
     assert len(hashes) == 6

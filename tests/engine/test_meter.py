@@ -1,4 +1,5 @@
 """The stability meter against dense float64 torch: every delta and every weight whole, nothing of the engine's sums."""
+
 import json
 import math
 
@@ -10,7 +11,7 @@ from wan22_master.engine.run import measure, run
 from wan22_master.tests.engine import tiny
 
 KINDS = ("self_attn", "cross_attn", "ffn")
-CLOSE = 1e-5                                       # relative: sums of 3e5 float32 squares
+CLOSE = 1e-5  # relative: sums of 3e5 float32 squares
 
 
 def classic64(delta: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -26,14 +27,26 @@ class Job:
     def __init__(self, tmp_path, method: str):
         self.weights, self.method, self.reports = tiny.base(seed=2), method, tmp_path / "reports"
         ffn = [f"blocks.{n}.ffn.{part}" for n in range(tiny.BLOCKS) for part in (0, 2)]
-        self.loras = [tiny.lora(seed=31), tiny.lora(seed=32, layers=ffn, rank=6, alpha=3.0, size=2e-3),
-                      tiny.lora(seed=33, layers=["blocks.1.cross_attn.v", "head.head"])]
+        self.loras = [
+            tiny.lora(seed=31),
+            tiny.lora(seed=32, layers=ffn, rank=6, alpha=3.0, size=2e-3),
+            tiny.lora(seed=33, layers=["blocks.1.cross_attn.v", "head.head"]),
+        ]
         self.loras[2]["diffusion_model.blocks.0.ffn.0.diff_b"] = torch.full((tiny.FFN,), 1e-3)
         self.strengths, self.pass_of, factors = [0.9, -1.1, 2.0], [0, 0, 1], [1.0, 0.5]
-        entries = [{"files": {"model": tiny.save(tmp_path / f"l{n}.safetensors", each)}, "strength": {"model": strength}}
-                   for n, (each, strength) in enumerate(zip(self.loras, self.strengths, strict=True))]
-        passes = [{"name": name, "method": method, "global_factor": factor, "loras": [entries[n] for n in range(3) if self.pass_of[n] == p]}
-                  for p, (name, factor) in enumerate(zip(("first", "second"), factors, strict=True))]
+        entries = [
+            {"files": {"model": tiny.save(tmp_path / f"l{n}.safetensors", each)}, "strength": {"model": strength}}
+            for n, (each, strength) in enumerate(zip(self.loras, self.strengths, strict=True))
+        ]
+        passes = [
+            {
+                "name": name,
+                "method": method,
+                "global_factor": factor,
+                "loras": [entries[n] for n in range(3) if self.pass_of[n] == p],
+            }
+            for p, (name, factor) in enumerate(zip(("first", "second"), factors, strict=True))
+        ]
         self.strengths = [by * factors[p] for by, p in zip(self.strengths, self.pass_of, strict=True)]
         model = tiny.save(tmp_path / "m.safetensors", self.weights)
         self.recipe = tiny.recipe(tmp_path / "out", {"model": model}, passes=passes, formats=("float8_e4m3fn",))
@@ -77,7 +90,11 @@ def test_shift_is_the_share_of_the_block_linears_energy(job):
 
 def test_each_lora_and_each_pass_has_its_own_shift(job):
     found, base = job.measured(), energy(job.weights[f"{layer}.weight"] for layer in tiny.linears())
-    assert [(each["name"], each["pass"]) for each in found["loras"]] == [("l0.safetensors", "first"), ("l1.safetensors", "first"), ("l2.safetensors", "second")]
+    assert [(each["name"], each["pass"]) for each in found["loras"]] == [
+        ("l0.safetensors", "first"),
+        ("l1.safetensors", "first"),
+        ("l2.safetensors", "second"),
+    ]
     for number, each in enumerate(found["loras"]):
         assert each["shift"] == pytest.approx(math.sqrt(energy(job.deltas([number]).values()) / base), rel=CLOSE)
     assert [each["name"] for each in found["passes"]] == ["first", "second"]
@@ -93,8 +110,10 @@ def test_each_block_and_kind_has_its_own_cell_and_the_largest_layers_are_listed(
             keys = [f"{layer}.weight" for layer in tiny.linears() if layer.startswith(f"blocks.{block}.{kind}.")]
             wanted = math.sqrt(energy(deltas[key] for key in keys) / energy(job.weights[key] for key in keys))
             assert found["cells"][block][place] == pytest.approx(wanted, rel=CLOSE)
-    layers = {key.removesuffix(".weight"): math.sqrt(energy([delta]) / energy([job.weights[key]])) for key, delta in job.deltas().items()}
-    wanted = sorted(layers, key=layers.get, reverse=True)[:len(found["top"])]
+    layers = {
+        key.removesuffix(".weight"): math.sqrt(energy([delta]) / energy([job.weights[key]])) for key, delta in job.deltas().items()
+    }
+    wanted = sorted(layers, key=layers.get, reverse=True)[: len(found["top"])]
     assert [each["layer"] for each in found["top"]] == wanted and len(wanted) == 12
     assert [each["shift"] for each in found["top"]] == pytest.approx([layers[layer] for layer in wanted], rel=CLOSE)
 
@@ -102,8 +121,10 @@ def test_each_block_and_kind_has_its_own_cell_and_the_largest_layers_are_listed(
 def test_the_legacy_number_is_the_change_of_the_mean_of_means(job):
     found, deltas = job.measured(), job.deltas()
     before = sum(weight.double().abs().mean().item() for weight in job.weights.values()) / len(job.weights)
-    after = sum((weight.double() + deltas.get(key, 0)).abs().mean().item() for key, weight in job.weights.items()) / len(job.weights)
-    assert found["legacy"] == pytest.approx(abs(after - before), rel=1e-3, abs=1e-9)     # a difference of nearly equal numbers
+    after = sum((weight.double() + deltas.get(key, 0)).abs().mean().item() for key, weight in job.weights.items()) / len(
+        job.weights
+    )
+    assert found["legacy"] == pytest.approx(abs(after - before), rel=1e-3, abs=1e-9)  # a difference of nearly equal numbers
 
 
 def test_writing_tells_the_same_shift_as_measuring(job):
@@ -116,8 +137,18 @@ def test_writing_tells_the_same_shift_as_measuring(job):
     assert written["cells"] == [pytest.approx(row, rel=1e-12) for row in found["cells"]]
 
 
-@pytest.mark.parametrize(("shift", "word"), [(0.0, "STABLE"), (math.nextafter(0.015, 0), "STABLE"), (0.015, "SATURATED"), (0.02, "SATURATED"),
-                                             (0.030, "SATURATED"), (math.nextafter(0.030, 1), "VOLATILE"), (5.0, "VOLATILE")])
+@pytest.mark.parametrize(
+    ("shift", "word"),
+    [
+        (0.0, "STABLE"),
+        (math.nextafter(0.015, 0), "STABLE"),
+        (0.015, "SATURATED"),
+        (0.02, "SATURATED"),
+        (0.030, "SATURATED"),
+        (math.nextafter(0.030, 1), "VOLATILE"),
+        (5.0, "VOLATILE"),
+    ],
+)
 def test_both_thresholds_are_saturated(shift, word):
     assert meter.status(shift) == word
 
@@ -140,7 +171,7 @@ def test_without_loras_nothing_moved(tmp_path):
 
 def test_a_reading_is_kept_by_content_and_read_once(job, monkeypatch):
     first = job.measured()
-    monkeypatch.setattr("wan22_master.engine.run.carry_all", None)           # would fail if the base were read again
+    monkeypatch.setattr("wan22_master.engine.run.carry_all", None)  # would fail if the base were read again
     assert job.measured() == first
 
 
@@ -168,10 +199,12 @@ def test_which_pass_has_which_loras_and_constants_belongs_to_the_content(tmp_pat
     entries = [{"files": {"model": tiny.save(tmp_path / f"l{n}.safetensors", tiny.lora(seed=n))}} for n in (1, 2)]
     found = []
     for turn in (0, 1):
-        values = [1.8, 1.0][::-1 if change == "constants" and turn else 1]
+        values = [1.8, 1.0][:: -1 if change == "constants" and turn else 1]
         split = [entries] if change == "passes" and turn else [[each] for each in entries]
-        passes = [{"method": "classic", "loras": loras, "classic": {"sensitivity_refine": values[n] if change == "constants" else 1.8}}
-                  for n, loras in enumerate(split)]
+        passes = [
+            {"method": "classic", "loras": loras, "classic": {"sensitivity_refine": values[n] if change == "constants" else 1.8}}
+            for n, loras in enumerate(split)
+        ]
         with plan_recipe(tiny.recipe(tmp_path / "out", {"model": model}, passes=passes), reports) as plan:
             found.append(measure(plan, reports=reports)["experts"][0]["meter"])
     assert found[0]["loras" if change == "constants" else "passes"] != found[1]["loras" if change == "constants" else "passes"]

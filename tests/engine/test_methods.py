@@ -1,4 +1,5 @@
 """What `auto` and `classic` become, as the recipe, the report and the published file say it."""
+
 import json
 
 import pytest
@@ -9,11 +10,19 @@ from wan22_master.engine.recipe import parse
 from wan22_master.tests.engine import tiny
 
 
-@pytest.mark.parametrize(("asked", "distillation", "insist", "method"), [
-    ("auto", None, False, "addition"), ("auto", "name", False, "addition"), ("auto", "name", True, "addition"),
-    ("addition", "name", False, "addition"), ("classic", None, False, "classic"), ("classic", None, True, "classic"),
-    ("classic", "name", False, "addition"), ("classic", "name", True, "classic"),
-])
+@pytest.mark.parametrize(
+    ("asked", "distillation", "insist", "method"),
+    [
+        ("auto", None, False, "addition"),
+        ("auto", "name", False, "addition"),
+        ("auto", "name", True, "addition"),
+        ("addition", "name", False, "addition"),
+        ("classic", None, False, "classic"),
+        ("classic", None, True, "classic"),
+        ("classic", "name", False, "addition"),
+        ("classic", "name", True, "classic"),
+    ],
+)
 def test_only_an_ungated_wish_for_a_gate_is_told(asked, distillation, insist, method):
     found, notice = resolve(asked, distillation, insist=insist)
     assert found == method and (notice is not None) == (asked == "classic" and method == "addition")
@@ -22,16 +31,28 @@ def test_only_an_ungated_wish_for_a_gate_is_told(asked, distillation, insist, me
 
 def asked(name="style", method="classic", own=None, **more) -> dict:
     entry = {"files": {"high_noise": f"/l/{name}_high.safetensors", "low_noise": f"/l/{name}_low.safetensors"}, "method": own}
-    return {"version": 1, "title": "mix", "experts": {"high_noise": "/h", "low_noise": "/l"},
-            "passes": [{"name": "P", "method": method, "loras": [entry], **more}]}
+    return {
+        "version": 1,
+        "title": "mix",
+        "experts": {"high_noise": "/h", "low_noise": "/l"},
+        "passes": [{"name": "P", "method": method, "loras": [entry], **more}],
+    }
 
 
-@pytest.mark.parametrize(("method", "own", "wanted"), [("classic", None, "classic"), ("classic", "addition", "addition"),
-                                                       ("addition", "classic", "classic"), ("auto", None, "addition"), ("classic", "auto", "addition")])
+@pytest.mark.parametrize(
+    ("method", "own", "wanted"),
+    [
+        ("classic", None, "classic"),
+        ("classic", "addition", "addition"),
+        ("addition", "classic", "classic"),
+        ("auto", None, "addition"),
+        ("classic", "auto", "addition"),
+    ],
+)
 def test_a_loras_own_method_goes_before_that_of_its_pass(method, own, wanted):
     found, notices = resolve_recipe(parse(asked(method=method, own=own)), {})
     assert found.passes[0].loras[0].resolved == wanted and notices == []
-    assert found.passes[0].loras[0].method == own and found.passes[0].method == method     # what was asked stays beside it
+    assert found.passes[0].loras[0].method == own and found.passes[0].method == method  # what was asked stays beside it
 
 
 def test_evidence_on_one_half_is_for_both_and_is_told_without_folders():

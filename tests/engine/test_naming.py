@@ -1,4 +1,5 @@
 """Names: two halves that differ in one token and lead to each other, for every preset and for patterns of one's own."""
+
 import re
 
 import pytest
@@ -32,11 +33,17 @@ def test_the_halves_differ_in_one_token_and_lead_to_each_other(pattern, form, ve
         assert partner(names[role], exists=names[other].__eq__) == names[other]
 
 
-@pytest.mark.parametrize(("pattern", "wanted"), [
-    ("comfy", ["my mix_1.0_i2v_high_noise_14B_fp8_scaled.safetensors", "my mix_1.0_i2v_low_noise_14B_fp8_scaled.safetensors"]),
-    ("quantstack", ["my mix-1.0-I2V-14B-HighNoise-FP8_SCALED.safetensors", "my mix-1.0-I2V-14B-LowNoise-FP8_SCALED.safetensors"]),
-    ("plain", ["my mix_high_fp8_scaled.safetensors", "my mix_low_fp8_scaled.safetensors"]),
-])
+@pytest.mark.parametrize(
+    ("pattern", "wanted"),
+    [
+        ("comfy", ["my mix_1.0_i2v_high_noise_14B_fp8_scaled.safetensors", "my mix_1.0_i2v_low_noise_14B_fp8_scaled.safetensors"]),
+        (
+            "quantstack",
+            ["my mix-1.0-I2V-14B-HighNoise-FP8_SCALED.safetensors", "my mix-1.0-I2V-14B-LowNoise-FP8_SCALED.safetensors"],
+        ),
+        ("plain", ["my mix_high_fp8_scaled.safetensors", "my mix_low_fp8_scaled.safetensors"]),
+    ],
+)
 def test_presets_spell_names_as_published_files_do(pattern, wanted):
     assert list(halves(pattern).values()) == wanted
 
@@ -65,7 +72,7 @@ def test_a_title_that_speaks_of_high_noise_is_refused_by_every_preset_and_one_of
     for title in ("HighNoise mix", "wan High Noise", "low_noise"):
         with pytest.raises(PlanError, match="no loader can tell"):
             check_names(halves(pattern, {"title": title}))
-    names = halves(pattern, {"title": "high"})               # `high` beside `low_noise` is about something else
+    names = halves(pattern, {"title": "high"})  # `high` beside `low_noise` is about something else
     check_names(names)
     assert [role_of(name, {}).role for name in names.values()] == list(PAIR)
 
@@ -75,9 +82,19 @@ def test_a_title_that_only_contains_the_letters_is_taken(title):
     check_names(halves("comfy", {"title": title}))
 
 
-@pytest.mark.parametrize("names", [{}, {"model": "a.safetensors"}, {"high_noise": "high.safetensors"}, {"low_noise": "mix.safetensors"}])
+@pytest.mark.parametrize(
+    "names", [{}, {"model": "a.safetensors"}, {"high_noise": "high.safetensors"}, {"low_noise": "mix.safetensors"}]
+)
 def test_there_is_nothing_to_pair_without_both_halves(names):
     check_names(names)
+
+
+@pytest.mark.parametrize(
+    ("high", "low"), [("a_high", "b_low"), ("mix_low", "mix_high"), ("mix", "mix_low"), ("mix_high", "mix"), ("a_high", "a_LOW")]
+)
+def test_halves_that_do_not_lead_to_each_other_are_refused(high, low):
+    with pytest.raises(PlanError, match="no loader can tell which is which"):
+        check_names({"high_noise": f"{high}.safetensors", "low_noise": f"{low}.safetensors"})
 
 
 def test_an_unknown_token_is_named_with_those_that_exist():
@@ -116,4 +133,7 @@ def test_whatever_the_title_the_names_pair_or_are_refused(title, pattern, versio
 
 
 def test_formats_without_a_published_spelling_keep_their_name():
-    assert set(FORMAT_TOKENS) == {"float8_e4m3fn"} and name_file("plain", VALUES | {"format": "bf16"}, "model") == "my mix_bf16.safetensors"
+    assert (
+        set(FORMAT_TOKENS) == {"float8_e4m3fn"}
+        and name_file("plain", VALUES | {"format": "bf16"}, "model") == "my mix_bf16.safetensors"
+    )

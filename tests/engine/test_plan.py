@@ -1,4 +1,5 @@
 """What is planned from headers is what lies on the disk in the end, as the safetensors library reads it."""
+
 import json
 from pathlib import Path
 
@@ -6,8 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from wan22_master.engine import plan as plans
-from wan22_master.engine import targets
+from wan22_master.engine import file_plan, targets
 from wan22_master.engine.errors import LoraError, PlanError, SourceError
 from wan22_master.engine.plan import plan_recipe
 from wan22_master.engine.run import run
@@ -29,7 +29,9 @@ def both(path: str, **more) -> dict:
 @pytest.mark.parametrize("metadata", ["publish", "none"])
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_name_dtype_shape_offset_and_byte_is_as_planned(tmp_path, pair, form, metadata):
-    wish = tiny.recipe(tmp_path / "out", pair, [both(tiny.save(tmp_path / "l.safetensors", tiny.lora()))], [form], save={"metadata": metadata})
+    wish = tiny.recipe(
+        tmp_path / "out", pair, [both(tiny.save(tmp_path / "l.safetensors", tiny.lora()))], [form], save={"metadata": metadata}
+    )
     with plan_recipe(wish, tmp_path / "r") as plan:
         planned = {out.target.path: out.layout for expert in plan.experts for out in expert.outputs}
         rows = {str(tmp_path / "out" / row["file"]): row for row in plan.rows()}
@@ -39,16 +41,17 @@ def test_every_name_dtype_shape_offset_and_byte_is_as_planned(tmp_path, pair, fo
         content = Path(path).read_bytes()
         assert len(content) == layout.size == rows[path]["bytes"]
         with safe_open(path, framework="pt") as file:
-            assert list(file.offset_keys()) == list(layout.tensors)          # the library's own order of offsets
+            assert list(file.offset_keys()) == list(layout.tensors)  # the library's own order of offsets
             assert {name: (NAMES[spec.dtype], list(spec.shape)) for name, (spec, _) in layout.tensors.items()} == {
-                name: (file.get_slice(name).get_dtype(), file.get_slice(name).get_shape()) for name in layout.tensors}
+                name: (file.get_slice(name).get_dtype(), file.get_slice(name).get_shape()) for name in layout.tensors
+            }
             for name in layout.tensors:
                 spec, start = layout.tensors[name]
                 tensor = file.get_tensor(name).reshape(-1)
-                assert content[start:start + spec.nbytes] == bytes(memoryview(tensor.view(torch.uint8).numpy()))
+                assert content[start : start + spec.nbytes] == bytes(memoryview(tensor.view(torch.uint8).numpy()))
                 assert start % spec.dtype.itemsize == 0
             for name, known in layout.constants.items():
-                assert content[layout.tensors[name][1]:][:len(known)] == known
+                assert content[layout.tensors[name][1] :][: len(known)] == known
             assert bool(file.metadata()) == (metadata == "publish")
         head = len(layout.header)
         said = json.loads(content[8:head])
@@ -56,7 +59,7 @@ def test_every_name_dtype_shape_offset_and_byte_is_as_planned(tmp_path, pair, fo
         for each in (said, planned_said):
             each.pop("__metadata__", None)
         assert said == planned_said and head == 8 + int.from_bytes(content[:8], "little")
-        assert content[8:head].endswith(b" " * 64 * 1024)                    # room for later edits
+        assert content[8:head].endswith(b" " * 64 * 1024)  # room for later edits
 
 
 def test_planning_writes_nothing_but_the_hashes_of_loras(tmp_path, pair):
@@ -64,7 +67,9 @@ def test_planning_writes_nothing_but_the_hashes_of_loras(tmp_path, pair):
     with plan_recipe(wish, tmp_path / "r") as plan:
         rows = plan.rows()
     assert not (tmp_path / "out").exists() and list(tiny.files(tmp_path / "r")) == ["hashes.json"]
-    assert [(row["expert"], row["format"], row["state"]) for row in rows] == [(role, form, "new") for role in tiny.PAIR for form in FORMATS]
+    assert [(row["expert"], row["format"], row["state"]) for row in rows] == [
+        (role, form, "new") for role in tiny.PAIR for form in FORMATS
+    ]
     assert all(row["seconds"] >= 0 and row["memory_bytes"] > 0 and row["free_bytes"] > 0 for row in rows)
 
 
@@ -80,7 +85,11 @@ def test_no_weight_is_read_while_planning(tmp_path, pair, monkeypatch):
 def test_an_output_may_be_for_one_expert_only(tmp_path, pair):
     wish = tiny.recipe(tmp_path / "out", pair, formats=[{"format": "bf16", "experts": ["low_noise"]}, "fp16"])
     tiny.go(wish, tmp_path / "r")
-    assert sorted(tiny.files(tmp_path / "out")) == ["mix_high_fp16.safetensors", "mix_low_bf16.safetensors", "mix_low_fp16.safetensors"]
+    assert sorted(tiny.files(tmp_path / "out")) == [
+        "mix_high_fp16.safetensors",
+        "mix_low_bf16.safetensors",
+        "mix_low_fp16.safetensors",
+    ]
 
 
 def test_two_outputs_under_one_name_are_refused_with_the_way_out(tmp_path, pair):
@@ -89,12 +98,18 @@ def test_two_outputs_under_one_name_are_refused_with_the_way_out(tmp_path, pair)
         plan_recipe(wish, tmp_path / "r")
 
 
-@pytest.mark.parametrize(("made_for", "why"), [("width", "does not fit"), ("depth", "block 7, but the model has 2 blocks"), ("text", "text encoder")])
+@pytest.mark.parametrize(
+    ("made_for", "why"), [("width", "does not fit"), ("depth", "block 7, but the model has 2 blocks"), ("text", "text encoder")]
+)
 def test_a_lora_of_which_nothing_fits_is_an_error_before_anything_is_written(tmp_path, pair, made_for, why):
     tensors = tiny.lora(layers=["blocks.0.ffn.0"])
     if made_for == "width":
         tensors = {key: tensor.repeat(1, 2) if "lora_A" in key else tensor for key, tensor in tensors.items()}
-    names = {"width": "diffusion_model.blocks.0.ffn.0", "depth": "diffusion_model.blocks.7.ffn.0", "text": "lora_te_text_model_layers_0_fc1"}
+    names = {
+        "width": "diffusion_model.blocks.0.ffn.0",
+        "depth": "diffusion_model.blocks.7.ffn.0",
+        "text": "lora_te_text_model_layers_0_fc1",
+    }
     tensors = {key.replace("diffusion_model.blocks.0.ffn.0", names[made_for]): tensor for key, tensor in tensors.items()}
     with pytest.raises(LoraError, match=f"nothing of it fits this model.*{why}"):
         plan_recipe(tiny.recipe(tmp_path / "out", pair, [both(tiny.save(tmp_path / "l.safetensors", tensors))]), tmp_path / "r")
@@ -143,8 +158,20 @@ def test_another_version_of_the_merge_or_of_torch_is_another_job(tmp_path, pair,
 
     first = ids()
     assert first == ids() and len(set(first)) == 2
-    monkeypatch.setattr(plans, "MERGE", plans.MERGE + 1)
+    monkeypatch.setattr(file_plan, "MERGE", file_plan.MERGE + 1)
     assert not set(ids()) & set(first)
+
+
+def test_another_strength_on_one_half_leaves_the_other_halfs_job_as_it_is(tmp_path, pair):
+    loras = {role: tiny.save(tmp_path / f"l_{role}.safetensors", tiny.lora()) for role in pair}
+
+    def ids(low: float) -> dict[str, str]:
+        entry = {"files": loras, "strength": {"high_noise": 1.0, "low_noise": low}}
+        with plan_recipe(tiny.recipe(tmp_path / "out", pair, [entry]), tmp_path / "r") as plan:
+            return {expert.role: expert.outputs[0].job_id for expert in plan.experts}
+
+    first, second = ids(1.0), ids(0.5)
+    assert first["high_noise"] == second["high_noise"] and first["low_noise"] != second["low_noise"]
 
 
 def test_what_is_on_disk_already_needs_no_room(tmp_path, pair, monkeypatch):

@@ -1,4 +1,5 @@
 """Which tensor gets which format, on the names of every kind of Wan model."""
+
 import pytest
 import torch
 from wan22_master.engine import layout
@@ -10,10 +11,27 @@ from wan22_master.tests.engine import tiny
 BF16 = TensorSpec((128, 128), torch.bfloat16)
 LAYERS = [f"blocks.7.{name}" for name in [*tiny.ATTENTION, "cross_attn.k_img", "cross_attn.v_img", "ffn.0", "ffn.2"]]
 # What ComfyUI loads wrong, or does not gain from, when it is quantized: kept as it came.
-KEPT = ["patch_embedding", "text_embedding.0", "text_embedding.2", "time_embedding.0", "time_projection.1", "head.head", "img_emb.proj.1",
-        "vace_patch_embedding", "vace_blocks.0.before_proj", "vace_blocks.0.after_proj", "blocks.0.self_attn.norm_q", "blocks.0.norm3",
-        "face_adapter.fuser_blocks.0.linear1_kv", "casual_audio_encoder.encoder.final_linear", "audio_injector.injector.0.q",
-        "ref_conv", "xblocks.0.ffn.0", "blocks.0.ffn.0.lora", "blocks.0.ffn.1"]
+KEPT = [
+    "patch_embedding",
+    "text_embedding.0",
+    "text_embedding.2",
+    "time_embedding.0",
+    "time_projection.1",
+    "head.head",
+    "img_emb.proj.1",
+    "vace_patch_embedding",
+    "vace_blocks.0.before_proj",
+    "vace_blocks.0.after_proj",
+    "blocks.0.self_attn.norm_q",
+    "blocks.0.norm3",
+    "face_adapter.fuser_blocks.0.linear1_kv",
+    "casual_audio_encoder.encoder.final_linear",
+    "audio_injector.injector.0.q",
+    "ref_conv",
+    "xblocks.0.ffn.0",
+    "blocks.0.ffn.0.lora",
+    "blocks.0.ffn.1",
+]
 
 
 @pytest.mark.parametrize("layer", [*LAYERS, "vace_blocks.3.ffn.2", "vace_blocks.0.self_attn.q", "blocks.39.cross_attn.o"])
@@ -41,13 +59,28 @@ def test_modulation_keeps_its_dtype_in_every_format_but_fp32(key, name):
 def test_a_plain_format_takes_every_matrix_and_fp32_takes_all(name, wanted):
     for layer in ("blocks.0.ffn.0", "text_embedding.0", "head.head"):
         assert choose(f"{layer}.weight", TensorSpec((128, 64), torch.float32), name) is wanted
-    others = [choose(key, TensorSpec(shape, torch.bfloat16), name) for key, shape in
-              (("patch_embedding.weight", (128, 16, 1, 2, 2)), ("blocks.0.ffn.0.bias", (320,)), ("blocks.0.norm3.weight", (128,)))]
+    others = [
+        choose(key, TensorSpec(shape, torch.bfloat16), name)
+        for key, shape in (
+            ("patch_embedding.weight", (128, 16, 1, 2, 2)),
+            ("blocks.0.ffn.0.bias", (320,)),
+            ("blocks.0.norm3.weight", (128,)),
+        )
+    ]
     assert others == [plain.FP32 if name == "fp32" else plain.BF16] * 3
 
 
-@pytest.mark.parametrize(("stored", "kept"), [(torch.float8_e4m3fn, torch.bfloat16), (torch.float8_e5m2, torch.bfloat16), (torch.float64, torch.float32),
-                                              (torch.float16, torch.float16), (torch.bfloat16, torch.bfloat16), (torch.float32, torch.float32)])
+@pytest.mark.parametrize(
+    ("stored", "kept"),
+    [
+        (torch.float8_e4m3fn, torch.bfloat16),
+        (torch.float8_e5m2, torch.bfloat16),
+        (torch.float64, torch.float32),
+        (torch.float16, torch.float16),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float32, torch.float32),
+    ],
+)
 def test_what_is_kept_keeps_its_dtype_unless_nothing_loads_it(stored, kept):
     assert kept_dtype(TensorSpec((1,), stored)) == kept
 
@@ -58,25 +91,37 @@ def test_block_and_kind_of_a_key():
         assert block_of(key) is None
 
 
-@pytest.mark.parametrize("dtypes", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32), (torch.float8_e4m3fn, torch.float16),
-                                    (torch.float64, torch.float8_e5m2)])
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        (torch.float32, torch.bfloat16),
+        (torch.bfloat16, torch.float32),
+        (torch.float8_e4m3fn, torch.float16),
+        (torch.float64, torch.float8_e5m2),
+    ],
+)
 @pytest.mark.parametrize("name", ["float8_e4m3fn", "bf16", "fp16", "fp32"])
 def test_every_order_of_odd_sizes_lies_aligned_without_a_hole(dtypes, name):
     # odd numbers of values, dtypes mixed: only the order can keep the offsets multiples of the item sizes
-    specs = {key: TensorSpec((*shape[:-1], shape[-1] + 1 - shape[-1] % 2), dtypes[place % 2]) for place, (key, shape) in enumerate(tiny.shapes().items())}
+    specs = {
+        key: TensorSpec((*shape[:-1], shape[-1] + 1 - shape[-1] % 2), dtypes[place % 2])
+        for place, (key, shape) in enumerate(tiny.shapes().items())
+    }
     order = processing_order(specs)
     assert sorted(order) == sorted(specs)
     body = {key: TensorSpec(specs[key].shape, choose(key, specs[key], name).outputs(specs[key].shape)[""][1]) for key in order}
-    planned = layout.place(body, {}, {}, {})                                 # raises when one is misaligned
+    planned = layout.place(body, {}, {}, {})  # raises when one is misaligned
     ends = [start + spec.nbytes for spec, start in planned.tensors.values()]
-    assert [start for _, start in planned.tensors.values()][1:] == ends[:-1] and (ends[0] - next(iter(body.values())).nbytes) % 64 == 0
+    assert [start for _, start in planned.tensors.values()][1:] == ends[:-1] and (
+        ends[0] - next(iter(body.values())).nbytes
+    ) % 64 == 0
 
 
 def test_block_linears_come_last_and_each_group_keeps_the_files_order():
     specs = {key: TensorSpec(shape, tiny.dtype_of(key)) for key, shape in tiny.shapes().items()}
     order = processing_order(specs)
     linears = [f"{layer}.weight" for layer in tiny.linears()]
-    assert order[-len(linears):] == [key for key in specs if key in linears]
+    assert order[-len(linears) :] == [key for key in specs if key in linears]
     for dtype in (torch.float32, torch.bfloat16):
-        group = [key for key in order[:-len(linears)] if specs[key].dtype == dtype]
+        group = [key for key in order[: -len(linears)] if specs[key].dtype == dtype]
         assert group == [key for key in specs if key in group]

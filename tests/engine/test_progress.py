@@ -1,4 +1,5 @@
 """Progress counts the bytes of the source and the speed of this run; the read-ahead keeps to its budget."""
+
 import itertools
 import threading
 
@@ -35,12 +36,13 @@ def test_every_tensor_is_advised_once_in_order_before_it_begins_and_within_the_b
         for number in keys:
             ahead.now(number)
             told.append(ahead.told)
+        ahead.thread.submit(int).result()  # what is queued is through
     assert source.advised == keys
     for number, up_to in enumerate(told):
         assert up_to > number
         beyond = sum(sizes[number:up_to])
-        assert beyond < budget + sizes[up_to - 1]                            # the last one may cross the line
-        assert up_to == len(sizes) or beyond >= budget                       # and the budget is used
+        assert beyond < budget + sizes[up_to - 1]  # the last one may cross the line
+        assert up_to == len(sizes) or beyond >= budget  # and the budget is used
 
 
 def test_reading_ahead_is_not_waited_for():
@@ -56,10 +58,10 @@ def test_reading_ahead_is_not_waited_for():
 def test_bytes_of_an_earlier_run_are_done_but_are_no_speed(monkeypatch):
     seconds, told = itertools.count(0, 2), []
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(seconds))
-    clock = Clock(1000, told.append)                                         # at 0 s
+    clock = Clock(1000, told.append)  # at 0 s
     clock.skip(600)
-    clock.advance(100, "high_noise", "a", "write")                           # at 2 s
-    clock.advance(100, "high_noise", "b", "write")                           # at 4 s
+    clock.advance(100, "high_noise", "a", "write")  # at 2 s
+    clock.advance(100, "high_noise", "b", "write")  # at 4 s
     assert [(each.done_bytes, each.bytes_per_s, each.eta_s) for each in told] == [(700, 50.0, 6.0), (800, 50.0, 4.0)]
     assert told[0].total_bytes == 1000 and (told[1].expert, told[1].key, told[1].phase) == ("high_noise", "b", "write")
 
@@ -74,8 +76,9 @@ def test_a_job_ends_at_all_its_bytes_and_never_goes_back(tmp_path, stop_after):
     wish = tiny.recipe(tmp_path / "out", tiny.write_pair(tmp_path / "in"), formats=("bf16", "float8_e4m3fn"))
     stored = 2 * sum(tensor.numel() * tensor.element_size() for tensor in tiny.base().values())
     if stop_after:
+        asked = itertools.count()
         with pytest.raises(Stopped):
-            tiny.go(wish, tmp_path / "r", should_stop=lambda asked=itertools.count(): next(asked) == stop_after)
+            tiny.go(wish, tmp_path / "r", should_stop=lambda: next(asked) == stop_after)
     told = []
     tiny.go(wish, tmp_path / "r", on_progress=told.append)
     done = [each.done_bytes for each in told]
@@ -90,6 +93,8 @@ def test_measuring_counts_only_what_it_reads(tmp_path):
     told, base = [], tiny.base()
     with plan_recipe(wish, tmp_path / "r") as plan:
         measure(plan, reports=tmp_path / "r", on_progress=told.append)
-        assert told[-1].done_bytes == told[-1].total_bytes == 2 * sum(base[f"{layer}.weight"].numel() * 2 for layer in tiny.linears())
+        assert (
+            told[-1].done_bytes == told[-1].total_bytes == 2 * sum(base[f"{layer}.weight"].numel() * 2 for layer in tiny.linears())
+        )
         assert {each.phase for each in told} == {"measure"}
         run(plan, reports=tmp_path / "r")

@@ -1,4 +1,5 @@
 """Sampled rows and the errors told of them, against plain float64 torch on the finished files."""
+
 import math
 
 import pytest
@@ -18,7 +19,23 @@ def test_rows_are_few_ascending_and_inside(key, total):
 
 def test_rows_never_change_because_jobs_of_earlier_versions_are_resumed_by_them():
     assert rows_of("blocks.0.ffn.0.weight", 13824) == [
-        426, 1363, 2065, 2859, 5275, 6040, 7293, 7456, 7659, 8032, 8932, 9835, 10171, 10957, 12256, 13645]
+        426,
+        1363,
+        2065,
+        2859,
+        5275,
+        6040,
+        7293,
+        7456,
+        7659,
+        8032,
+        8932,
+        9835,
+        10171,
+        10957,
+        12256,
+        13645,
+    ]
 
 
 def test_rows_of_two_tensors_differ_and_reach_all_parts():
@@ -48,15 +65,17 @@ def test_samples_add_up_and_survive_json():
 def test_the_error_told_is_that_of_the_sampled_rows_of_the_file(tmp_path, form):
     weights, lora = tiny.base(), tiny.lora()
     entry = {"files": {"model": tiny.save(tmp_path / "l.safetensors", lora)}}
-    wish = tiny.recipe(tmp_path / "out", {"model": tiny.save(tmp_path / "m.safetensors", weights)}, [entry], [form], save={"name": "%title%"})
+    wish = tiny.recipe(
+        tmp_path / "out", {"model": tiny.save(tmp_path / "m.safetensors", weights)}, [entry], [form], save={"name": "%title%"}
+    )
     [out] = tiny.go(wish, tmp_path / "r")["experts"][0]["outputs"]
     found, wanted, lost, total = tiny.load(tmp_path / "out", out["file"]), tiny.merge64(weights, [(lora, 1.0)]), 0.0, 0.0
     for key in [f"{layer}.weight" for layer in tiny.linears()] if form == "float8_e4m3fn" else weights:
         decoded = found[key].double()
         if form == "float8_e4m3fn":
             decoded = decoded * found[f"{key}_scale"].double()
-            assert TensorCoreFP8Layout.quantize(found[key].float())            # the oracle's own layout takes it
+            assert TensorCoreFP8Layout.quantize(found[key].float())  # the oracle's own layout takes it
         rows = rows_of(key, weights[key].shape[0])
         lost += (decoded - wanted[key])[rows].square().sum().item()
         total += wanted[key][rows].square().sum().item()
-    assert out["error"] == pytest.approx(math.sqrt(lost / total), rel=1e-3, abs=1e-7)     # W' is float32 there, float64 here
+    assert out["error"] == pytest.approx(math.sqrt(lost / total), rel=1e-3, abs=1e-7)  # W' is float32 there, float64 here

@@ -1,4 +1,5 @@
 """Where files go: each rule of `choose` on a real folder, and the disk check on volumes that are pretended."""
+
 import itertools
 import json
 import os
@@ -35,8 +36,14 @@ def test_an_empty_or_missing_folder_takes_the_plain_names(tmp_path):
     assert targets.choose(str(tmp_path / "missing"), NAMES, IDS, "error", tmp_path)["low_noise"].state == "new"
 
 
-@pytest.mark.parametrize("taken", [("mix_low.safetensors",), ("mix_high.safetensors", "mix_low-2.safetensors"),
-                                   ("mix_high.safetensors", "mix_high-2.safetensors", "mix_low-3.safetensors")])
+@pytest.mark.parametrize(
+    "taken",
+    [
+        ("mix_low.safetensors",),
+        ("mix_high.safetensors", "mix_low-2.safetensors"),
+        ("mix_high.safetensors", "mix_high-2.safetensors", "mix_low-3.safetensors"),
+    ],
+)
 def test_both_halves_get_the_first_number_that_is_free_for_both(tmp_path, taken):
     for name in taken:
         (tmp_path / name).write_bytes(b"")
@@ -61,7 +68,10 @@ def test_error_refuses_the_first_taken_name_and_says_the_way_out(tmp_path):
 def test_our_own_files_are_never_in_the_way(tmp_path, on_exists):
     finish(tmp_path, "mix_high.safetensors", "high_noise")
     begin(tmp_path, "mix_low.safetensors", *IDS["low_noise"][:2])
-    assert choose(tmp_path, on_exists) == {"high_noise": ("mix_high.safetensors", "done"), "low_noise": ("mix_low.safetensors", "resume")}
+    assert choose(tmp_path, on_exists) == {
+        "high_noise": ("mix_high.safetensors", "done"),
+        "low_noise": ("mix_low.safetensors", "resume"),
+    }
 
 
 def test_a_job_goes_on_under_its_number_when_a_lower_one_got_free(tmp_path):
@@ -74,9 +84,20 @@ def test_a_job_goes_on_under_its_number_when_a_lower_one_got_free(tmp_path):
 
 
 def test_a_changed_source_is_named_and_an_unchanged_one_is_not(tmp_path):
-    begin(tmp_path, "mix_high.safetensors", "id of before", IDS["high_noise"][1], [{"name": "base", "size": 2}, {"name": "lora", "sha256": "1"}])
-    found = targets.choose(str(tmp_path), NAMES, IDS | {"high_noise": (*IDS["high_noise"][:2], [{"name": "base", "size": 1}, {"name": "lora", "sha256": "1"}])},
-                           "number", tmp_path)["high_noise"]
+    begin(
+        tmp_path,
+        "mix_high.safetensors",
+        "id of before",
+        IDS["high_noise"][1],
+        [{"name": "base", "size": 2}, {"name": "lora", "sha256": "1"}],
+    )
+    found = targets.choose(
+        str(tmp_path),
+        NAMES,
+        IDS | {"high_noise": (*IDS["high_noise"][:2], [{"name": "base", "size": 1}, {"name": "lora", "sha256": "1"}])},
+        "number",
+        tmp_path,
+    )["high_noise"]
     assert (found.state, found.notice) == ("changed", "mix_high.safetensors: changed since it was begun: base; it starts over")
 
 
@@ -128,6 +149,9 @@ def test_volumes_are_counted_apart(tmp_path, monkeypatch):
 
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
-    monkeypatch.setattr(targets.os, "stat", lambda path, **more: Stat(path) if str(path) in (str(tmp_path / "one"), str(tmp_path / "two"))
-                        else real(path, **more))
+    monkeypatch.setattr(
+        targets.os,
+        "stat",
+        lambda path, **more: Stat(path) if str(path) in (str(tmp_path / "one"), str(tmp_path / "two")) else real(path, **more),
+    )
     targets.check_space([(str(tmp_path / "one" / "a"), 15), (str(tmp_path / "two" / "b"), 15)])

@@ -1,4 +1,5 @@
 """A part that does not hold what was computed never gets a model's name."""
+
 import pytest
 import torch
 from wan22_master.engine import run, verify
@@ -27,11 +28,13 @@ def tampering(monkeypatch, change):
 
 def flip(key, row):
     """Change the values of one row of a tensor: the top bit but one of every value, so that its size changes."""
+
     def change(content, out):
         spec, start = out.layout.tensors[key]
         nbytes, width = spec.nbytes // spec.shape[0], spec.dtype.itemsize
         for place in range(start + row * nbytes + width - 1, start + (row + 1) * nbytes, width):
             content[place] ^= 0x20
+
     return change
 
 
@@ -42,12 +45,14 @@ def wish(tmp_path):
     return lambda form: tiny.recipe(tmp_path / "out", {"model": path}, [lora], [form], save={"name": "%title%"})
 
 
-@pytest.mark.parametrize("key", ["blocks.0.ffn.0.weight", "blocks.1.self_attn.q.weight", "patch_embedding.weight", "head.modulation"])
+@pytest.mark.parametrize(
+    "key", ["blocks.0.ffn.0.weight", "blocks.1.self_attn.q.weight", "patch_embedding.weight", "head.modulation"]
+)
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_sampled_row_that_differs_on_disk_is_named_and_nothing_is_renamed(tmp_path, wish, monkeypatch, form, key):
     row = rows_of(key, tiny.shapes()[key][0])[-1]
     tampering(monkeypatch, flip(key, row))
-    with pytest.raises(TensorError, match="the disk or the memory is faulty: check them, delete the .part file and start over") as told:
+    with pytest.raises(TensorError, match=r"rows on disk decode to .* delete the \.part file") as told:
         tiny.go(wish(form), tmp_path / "r")
     assert told.value.key == key and told.value.stage == "verify"
     assert sorted(tiny.files(tmp_path / "out")) == ["mix.safetensors.job.json", "mix.safetensors.part"]
@@ -63,7 +68,7 @@ def test_an_untouched_part_passes(tmp_path, wish, monkeypatch, form):
 def test_a_wrong_scale_is_found(tmp_path, wish, monkeypatch):
     def change(content, out):
         start = out.layout.tensors["blocks.0.ffn.2.weight_scale"][1]
-        content[start:start + 4] = (torch.frombuffer(content[start:start + 4], dtype=torch.float32) * 1.01).numpy().tobytes()
+        content[start : start + 4] = (torch.frombuffer(content[start : start + 4], dtype=torch.float32) * 1.01).numpy().tobytes()
 
     tampering(monkeypatch, change)
     with pytest.raises(TensorError, match=r"^blocks\.0\.ffn\.2\.weight: verify failed"):
@@ -80,10 +85,10 @@ def test_a_part_cut_short_is_found(tmp_path, wish, monkeypatch):
 def test_a_header_that_is_not_the_planned_one_is_found(tmp_path, wish, monkeypatch):
     def change(content, out):
         place = content.index(b'"blocks.0.ffn.0.bias"')
-        content[place:place + 21] = b'"blocks.0.ffn.0.bIas"'
+        content[place : place + 21] = b'"blocks.0.ffn.0.bIas"'
 
     tampering(monkeypatch, change)
-    with pytest.raises(TensorError, match=r"^blocks\.0\.ffn\.0\.bIas: verify failed: the header on disk is not the planned one"):
+    with pytest.raises(TensorError, match=r"^blocks\.0\.ffn\.0\.bIas: verify failed: .* delete the \.part file"):
         tiny.go(wish("bf16"), tmp_path / "r")
 
 
@@ -92,7 +97,7 @@ def test_a_part_that_failed_is_kept_and_can_be_looked_at_again(tmp_path, wish, m
     with pytest.raises(TensorError):
         tiny.go(wish("bf16"), tmp_path / "r")
     monkeypatch.undo()
-    report = tiny.go(wish("bf16"), tmp_path / "r")                           # only what is whole is kept, the rest is made again
+    report = tiny.go(wish("bf16"), tmp_path / "r")  # only what is whole is kept, the rest is made again
     [out] = report["experts"][0]["outputs"]
     assert 0 < out["resumed"] < len(tiny.shapes())
     damaged = tiny.files(tmp_path / "out")

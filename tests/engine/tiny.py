@@ -1,4 +1,5 @@
 """Tiny models with the real names of Wan 2.2, LoRAs for them, recipes, and what plain float64 torch makes of the merge."""
+
 import hashlib
 from pathlib import Path
 
@@ -26,7 +27,11 @@ def shapes(blocks: int = BLOCKS, ffn: int = FFN) -> dict[str, tuple[int, ...]]:
         found[f"blocks.{n}.modulation"] = (1, 6, DIM)
         for name in ATTENTION:
             found |= {f"blocks.{n}.{name}.weight": (DIM, DIM), f"blocks.{n}.{name}.bias": (DIM,)}
-        found |= {f"blocks.{n}.self_attn.norm_q.weight": (DIM,), f"blocks.{n}.norm3.weight": (DIM,), f"blocks.{n}.norm3.bias": (DIM,)}
+        found |= {
+            f"blocks.{n}.self_attn.norm_q.weight": (DIM,),
+            f"blocks.{n}.norm3.weight": (DIM,),
+            f"blocks.{n}.norm3.bias": (DIM,),
+        }
         found |= {f"blocks.{n}.ffn.0.weight": (ffn, DIM), f"blocks.{n}.ffn.0.bias": (ffn,)}
         found |= {f"blocks.{n}.ffn.2.weight": (DIM, ffn), f"blocks.{n}.ffn.2.bias": (DIM,)}
     return found | {"head.modulation": (1, 2, DIM), "head.head.weight": (64, DIM), "head.head.bias": (64,)}
@@ -45,13 +50,15 @@ def base(seed: int = 0, blocks: int = BLOCKS, ffn: int = FFN) -> dict[str, torch
     return {key: (torch.randn(shape, generator=draw) * 0.03).to(dtype_of(key)) for key, shape in shapes(blocks, ffn).items()}
 
 
-def lora(seed: int = 1, layers: list[str] | None = None, rank: int = RANK, alpha: float | None = None, size: float = 4e-4, ffn: int = FFN):
+def lora(
+    seed: int = 1, layers: list[str] | None = None, rank: int = RANK, alpha: float | None = None, size: float = 4e-4, ffn: int = FFN
+):
     """bf16 factors whose delta has elements of about `size`, named as Wan's own LoRAs are."""
     draw, found = torch.Generator().manual_seed(seed), {}
     for layer in linears() if layers is None else layers:
         out, into = shapes(BLOCKS, ffn)[f"{layer}.weight"]
         found[f"diffusion_model.{layer}.lora_A.weight"] = torch.randn(rank, into, generator=draw).bfloat16()
-        found[f"diffusion_model.{layer}.lora_B.weight"] = (torch.randn(out, rank, generator=draw) * size / rank ** 0.5).bfloat16()
+        found[f"diffusion_model.{layer}.lora_B.weight"] = (torch.randn(out, rank, generator=draw) * size / rank**0.5).bfloat16()
         if alpha is not None:
             found[f"diffusion_model.{layer}.alpha"] = torch.tensor(alpha)
     return found
@@ -95,8 +102,18 @@ def recipe(folder: Path, experts: dict[str, str], loras: list[dict] = (), format
     passes = more.pop("passes", [{"name": "Pass 1", "loras": list(loras)}] if loras else [])
     outputs = [{"format": each} if isinstance(each, str) else each for each in formats]
     save_as = {"folder": str(folder), "name": "plain", **more.pop("save", {})}
-    return parse({"version": 1, "title": "mix", "experts": experts, "passes": passes, "outputs": outputs, "save": save_as,
-                  "device": "cpu", **more})
+    return parse(
+        {
+            "version": 1,
+            "title": "mix",
+            "experts": experts,
+            "passes": passes,
+            "outputs": outputs,
+            "save": save_as,
+            "device": "cpu",
+            **more,
+        }
+    )
 
 
 def go(wish: Recipe, reports: Path, **options) -> dict:
@@ -107,13 +124,18 @@ def go(wish: Recipe, reports: Path, **options) -> dict:
 
 def files(folder: Path) -> dict[str, str]:
     """Name -> SHA-256 of every file in a folder."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())} if folder.exists() else {}
+    return (
+        {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())} if folder.exists() else {}
+    )
 
 
 def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Equal in dtype, shape and every bit; zeros of both signs differ."""
-    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one.reshape(-1).view(torch.uint8),
-                                                                                  other.reshape(-1).view(torch.uint8))
+    return (
+        one.dtype == other.dtype
+        and one.shape == other.shape
+        and torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
+    )
 
 
 def load(folder: Path, name: str) -> dict[str, torch.Tensor]:
