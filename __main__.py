@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import runpy
-import signal
 import sys
 import types
 from pathlib import Path
@@ -24,26 +23,12 @@ from .engine import demo, inspect, terminal  # noqa: E402 - needs the name above
 from .engine.errors import MergeError, Stopped  # noqa: E402
 from .engine.job import PART, delete_leftover, find_leftovers  # noqa: E402
 from .engine.plan import plan_recipe  # noqa: E402
-from .engine.recipe import load  # noqa: E402
+from .engine.recipe import Recipe, load  # noqa: E402
 from .engine.run import resume, run  # noqa: E402
+from .engine.terminal import StopWish  # noqa: E402
 
 REPORTS = "reports"  # folder beside the outputs: reports, and what is finished
-
-
-class StopWish:
-    """Ctrl-C once: finish the tensor, keep the job, stop. Twice: stop at once."""
-
-    def __init__(self):
-        self.wished = False
-        signal.signal(signal.SIGINT, self._wish)
-
-    def _wish(self, *_) -> None:
-        if self.wished:
-            raise KeyboardInterrupt
-        self.wished = True
-
-    def __call__(self) -> bool:
-        return self.wished
+EXAMPLE = ROOT / "example_workflows" / "merge_two_loras_save_fp8.json"
 
 
 def show(lines: list[str]) -> None:
@@ -52,36 +37,29 @@ def show(lines: list[str]) -> None:
         print(line)
 
 
-def carry_out(recipe_path: str, *, device: str | None, reports: str | None, plan_only: bool) -> dict | None:
-    """Plan a recipe, tell it, and unless only the plan is wanted do it. Returns the report, or None."""
+def carry_out(recipe_path: str, *, device: str | None, reports: Path | None, plan_only: bool) -> dict | None:
+    """Plan a recipe, tell it, and unless only the plan is wanted do it and tell that. Returns the report, or None."""
     recipe = load(recipe_path)
     recipe = dataclasses.replace(recipe, device=device or recipe.device)
-    folder = Path(reports or Path(recipe.save.folder) / REPORTS)
-    stop, progress = StopWish(), terminal.ProgressBar(sys.stderr)
-    with plan_recipe(recipe, folder) as plan:
+    folder, stop = reports or Path(recipe.save.folder) / REPORTS, StopWish()
+    with plan_recipe(recipe, folder, check_space=not plan_only, should_stop=stop) as plan:
         show(terminal.plan_lines(plan.experts, plan.notices))
         if plan_only:
-            show(terminal.table(plan.rows(), terminal.PLANNED))
+            show(terminal.plan_table(plan.rows()))
             return None
-        try:
-            return run(plan, reports=folder, should_stop=stop, on_progress=progress)
-        finally:
-            progress.clear()
+        with terminal.ProgressBar(sys.stderr) as progress:
+            report = run(plan, reports=folder, should_stop=stop, on_progress=progress)
+        show(terminal.report_lines(report, plan.notices))
+        return report
 
 
 def on_run(args: argparse.Namespace) -> None:
-    report = carry_out(args.recipe, device=args.device, reports=args.reports, plan_only=args.plan_only)
-    if report is not None:
-        show(terminal.report_lines(report))
+    carry_out(args.recipe, device=args.device, reports=args.reports, plan_only=args.plan_only)
 
 
 def on_resume(args: argparse.Namespace) -> None:
-    stop, progress = StopWish(), terminal.ProgressBar(sys.stderr)
-    folder = Path(args.reports or Path(args.file).absolute().parent / REPORTS)
-    try:
-        report = resume(args.file, reports=folder, should_stop=stop, on_progress=progress)
-    finally:
-        progress.clear()
+    with terminal.ProgressBar(sys.stderr) as progress:
+        report = resume(args.file, reports=args.reports, should_stop=StopWish(), on_progress=progress)
     show(terminal.report_lines(report))
 
 
@@ -93,8 +71,7 @@ def on_inspect(args: argparse.Namespace) -> None:
 def on_leftovers(args: argparse.Namespace) -> None:
     found = {os.path.basename(each.target): each for each in find_leftovers(args.folder)}
     if args.delete is None:
-        show(terminal.table([{"file": name, "title": each.title, "MB": each.nbytes // 10**6, "done": f"{each.done:.0%}"}
-                             for name, each in found.items()], ("file", "title", "MB", "done")) if found else ["no unfinished job"])
+        show(terminal.leftover_lines(list(found.values())))
         return
     name = os.path.basename(args.delete).removesuffix(PART)
     if name not in found:
@@ -107,10 +84,33 @@ def on_demo(args: argparse.Namespace) -> None:
     print(f"writing a synthetic pair and two LoRAs into {os.path.join(args.folder, 'in')}")
     recipe = demo.prepare(args.folder)
     report = carry_out(str(recipe), device=None, reports=None, plan_only=False)
-    show(terminal.report_lines(report))
     print(f"verified: {demo.check(report)} files open with the safetensors library and hold what was encoded")
     print(f"again, with other strengths: edit {recipe} and run it: python {ROOT} run {recipe}")
-    show(demo.as_graph(ROOT, load(recipe)))
+    show(as_graph(load(recipe)))
+
+
+def find_comfyui() -> Path | None:
+    """A ComfyUI on this machine: COMFYUI_PATH, the one whose custom_nodes the pack lies in, or ~/comfy/ComfyUI."""
+    named = os.environ.get("COMFYUI_PATH")
+    around = [ROOT.parents[1]] if ROOT.parent.name == "custom_nodes" else []
+    candidates = [*([Path(named)] if named else []), *around, Path.home() / "comfy" / "ComfyUI"]
+    return next((path for path in candidates if (path / "main.py").is_file()), None)
+
+
+def as_graph(recipe: Recipe) -> list[str]:
+    """How to do nearly the same in ComfyUI, as lines; empty where there is none. recipe: of the demo."""
+    comfyui = find_comfyui()
+    if comfyui is None:
+        return []
+    folder, model = os.path.split(next(iter(recipe.experts.values())))
+    loras = [os.path.basename(next(iter(lora.files.values()))) for each in recipe.passes for lora in each.loras]
+    install = [] if ROOT.parent.name == "custom_nodes" else [f"put this folder into {comfyui / 'custom_nodes'} and restart ComfyUI"]
+    steps = [*install,
+             f"copy the models of {folder} into models/diffusion_models, the LoRAs into models/loras",
+             f"open {EXAMPLE}",
+             f"choose {model} in Load, and in a LoRA Pair each {' and '.join(loras)}; their low-noise halves are found"]
+    return [f"ComfyUI found in {comfyui}: the same models and LoRAs as a graph, in one pass by addition, and FP8 alone",
+            *(f"  {number}. {step}" for number, step in enumerate(steps, 1))]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -127,10 +127,10 @@ def parser() -> argparse.ArgumentParser:
     each.add_argument("recipe")
     each.add_argument("--plan-only", action="store_true", help="tell files, bytes, time and memory; write nothing")
     each.add_argument("--device", help="auto, cpu, cuda, xpu or mps instead of the recipe's")
-    each.add_argument("--reports", metavar="DIR", help="folder of reports (default: reports, beside the outputs)")
+    each.add_argument("--reports", metavar="DIR", type=Path, help="folder of reports (default: reports, beside the outputs)")
     each = command("resume", on_resume, "go on with an unfinished file")
     each.add_argument("file", metavar="FILE", help="its .part or .job.json")
-    each.add_argument("--reports", metavar="DIR", help="folder of reports (default: reports, beside the file)")
+    each.add_argument("--reports", metavar="DIR", type=Path, help="folder of reports (default: the one it was begun with)")
     each = command("inspect", on_inspect, "tell what a model or LoRA file is, from its headers")
     each.add_argument("file", metavar="FILE")
     each.add_argument("--json", action="store_true", help="as JSON")

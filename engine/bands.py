@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import torch
 
+from .errors import Stopped
 from .system import processors
 
 TILE_ROWS = 128
@@ -35,9 +36,13 @@ def split(shape: tuple[int, ...]) -> list[Rows]:
 
 
 class Workers:
-    """Threads that compute bands. Use in a `with` block: torch's thread count is put back at its end."""
+    """Threads that compute bands. Use in a `with` block: torch's thread count is put back at its end.
 
-    def __init__(self, count: int | None = None):
+    should_stop is asked before every band.
+    """
+
+    def __init__(self, count: int | None = None, should_stop: Callable[[], bool] = bool):
+        self.should_stop = should_stop
         self.count = count or min(MOST_THREADS, processors())
 
     def __enter__(self) -> "Workers":
@@ -50,10 +55,15 @@ class Workers:
         torch.set_num_threads(self.torch_threads)
 
     def each(self, compute: Callable[[Rows], T], bands: Iterable[Rows]) -> Iterator[T]:
-        """Results in band order. At most three bands a worker wait to be taken, so finished bands cannot pile up in memory."""
+        """Results in band order. At most three bands a worker wait to be taken, so finished bands cannot pile up in memory.
+
+        Raises Stopped before a band when `should_stop` says so; what an unfinished tensor wrote is not recorded and done again.
+        """
         waiting: deque = deque()
         try:
             for rows in bands:
+                if self.should_stop():
+                    raise Stopped("stopped; the job is kept and goes on from there when it is queued again")
                 waiting.append(self.pool.submit(_in_inference_mode, compute, rows))
                 if len(waiting) > 3 * self.count:
                     yield waiting.popleft().result()

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from .device import Device
-from .errors import Stopped, at
+from .errors import at
 from .experts import ExpertPlan
 from .line import Line, Step
 from .memory import Peak
@@ -29,7 +29,7 @@ class Ride:
 def carry_all(line: Line, expert: ExpertPlan, keys: list[str], sinks: list[Output], ride: Ride, peak: Peak) -> dict[str, dict]:
     """Carry `keys` into every sink that does not have them yet. Returns key -> report row, those of an earlier run included.
 
-    Raises Stopped between two tensors.
+    Raises Stopped (see `Workers.each`).
     """
     todo = [key for key in keys if not sinks or not all(sink.has(key) for sink in sinks)]
     rows = {key: sinks[0].writer.done[key] for key in keys if sinks and sinks[0].has(key)}
@@ -37,8 +37,6 @@ def carry_all(line: Line, expert: ExpertPlan, keys: list[str], sinks: list[Outpu
     with ReadAhead(expert.source, todo) as ahead, ThreadPoolExecutor(1, "wan22-factors") as loader:
         changes = [loader.submit(_change, line, expert, key) for key in todo[:1]]
         for number, key in enumerate(todo):
-            if ride.should_stop():
-                raise Stopped(f"stopped at {key}; the job is kept and goes on from there when it is queued again")
             ahead.now(number)
             wanting, change = [sink for sink in sinks if not sink.has(key)], changes.pop().result()
             changes += [loader.submit(_change, line, expert, after) for after in todo[number + 1:number + 2]]
@@ -60,5 +58,5 @@ def _change(line: Line, expert: ExpertPlan, key: str) -> Change | None:
     whats = expert.contributions.get(key)
     if not whats:
         return None
-    with at(key, "read LoRA"), torch.inference_mode():               # a thread does not inherit the caller's mode
+    with at(key, "read LoRA", expert.source.name), torch.inference_mode():   # a thread does not inherit the caller's mode
         return load_change(key, expert.specs[key], [what for _, what in whats], line.device)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from .recipe import Recipe
 from .synthetic import Sizes, write_set
 from .system import write_json
 
@@ -42,24 +41,3 @@ def check(report: dict) -> int:
             for key in file.keys():  # noqa: SIM118 - not a dict
                 file.get_slice(key).get_shape()
     return len(paths)
-
-
-def find_comfyui(pack: Path) -> Path | None:
-    """A ComfyUI on this machine: COMFYUI_PATH, the one whose custom_nodes the pack lies in, or ~/comfy/ComfyUI."""
-    named = os.environ.get("COMFYUI_PATH")
-    around = [pack.parents[1]] if pack.parent.name == "custom_nodes" else []
-    candidates = [*([Path(named)] if named else []), *around, Path.home() / "comfy" / "ComfyUI"]
-    return next((path for path in candidates if (path / "main.py").is_file()), None)
-
-
-def as_graph(pack: Path, recipe: Recipe) -> list[str]:
-    """How to do the same in ComfyUI, as lines; empty where there is none or no example workflow to open."""
-    comfyui, workflows = find_comfyui(pack), sorted((pack / "example_workflows").glob("*.json"))
-    if comfyui is None or not workflows:
-        return []
-    folder = os.path.dirname(recipe.experts["high_noise"])
-    here = pack.parent.name == "custom_nodes"
-    return [f"ComfyUI found in {comfyui}: the same job as a graph",
-            *([] if here else [f"  1. put this folder into {comfyui / 'custom_nodes'} and restart ComfyUI"]),
-            f"  {1 if here else 2}. copy the models and LoRAs of {folder} into models/diffusion_models and models/loras",
-            f"  {2 if here else 3}. open {workflows[0]}"]

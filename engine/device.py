@@ -31,16 +31,21 @@ class Device:
 def full_float32() -> Iterator[None]:
     """Multiply float32 as float32 inside, whatever the host program chose.
 
-    torch >= 2.9 has `fp32_precision`; asking its older name there raises once the two were mixed.
+    torch >= 2.9 has `fp32_precision` for the GPU and for the CPU's oneDNN; `set_float32_matmul_precision` sets both, and oneDNN
+    then takes bfloat16 where the processor has it. Asking the GPU's older name there raises once the two were mixed.
     """
-    settings = torch.backends.cuda.matmul
-    name, off = ("fp32_precision", "ieee") if hasattr(settings, "fp32_precision") else ("allow_tf32", False)
-    before = getattr(settings, name)
-    setattr(settings, name, off)
+    places = (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None))
+    settings = [(place, "fp32_precision", "ieee") for place in places if hasattr(place, "fp32_precision")]
+    if not hasattr(places[0], "fp32_precision"):
+        settings.append((places[0], "allow_tf32", False))
+    before = [getattr(place, name) for place, name, _ in settings]
     try:
+        for place, name, exact in settings:
+            setattr(place, name, exact)
         yield
     finally:
-        setattr(settings, name, before)
+        for (place, name, _), value in zip(settings, before, strict=True):
+            setattr(place, name, value)
 
 
 def _numbers() -> tuple[torch.Tensor, torch.Tensor]:

@@ -43,10 +43,10 @@ class PlanError(MergeError):
 
 
 class TensorError(MergeError):
-    """One tensor failed. The message starts with its key and stage."""
+    """One tensor failed. The message starts with the file, where it is known, then key and stage."""
 
-    def __init__(self, key: str, stage: str, cause: Exception):
-        super().__init__(f"{key}: {stage} failed: {cause}")
+    def __init__(self, key: str, stage: str, cause: Exception, where: str = ""):
+        super().__init__(f"{where}: {key}: {stage} failed: {cause}" if where else f"{key}: {stage} failed: {cause}")
         self.key, self.stage = key, stage
 
 
@@ -55,11 +55,11 @@ class Stopped(Exception):
 
 
 @contextmanager
-def at(key: str, stage: str) -> Iterator[None]:
-    """Name the tensor and the stage in whatever goes wrong inside; out-of-memory passes as it is."""
+def at(key: str, stage: str, where: str = "") -> Iterator[None]:
+    """Name the tensor and the stage in whatever goes wrong inside; out-of-memory passes as it is. where: the file's name."""
     try:
         yield
     except DEVICE_ERRORS:
         raise
     except (ValueError, KeyError, RuntimeError) as cause:
-        raise TensorError(key, stage, cause) from cause
+        raise TensorError(key, stage, cause, where) from cause

@@ -4,8 +4,11 @@ import os
 from . import precision
 from .bands import BAND_ELEMENTS, MOST_THREADS
 from .experts import ExpertPlan
+from .file_plan import OutputPlan
+from .job import PART
 from .merge import Contribution
 from .system import free_bytes, processors
+from .targets import reserved_bytes
 
 READ_RATE = 0.8e9                                  # bytes/s of a merge on two cores and a 1.3 GB/s disk (benchmarks/speed.py)
 GEMM_RATE = 2.5e11                                 # float32 operations/s of two cores (docs/log.md)
@@ -42,4 +45,10 @@ def estimate(expert: ExpertPlan) -> list[dict]:
     """A row per output."""
     return [{"expert": expert.role, "format": out.format, "file": os.path.basename(out.target.path), "bytes": out.layout.size,
              "state": out.target.state, "seconds": round(seconds(expert), 1), "memory_bytes": memory_bytes(expert),
-             "free_bytes": free_bytes(os.path.dirname(out.target.path))} for out in expert.outputs]
+             "needed_bytes": needed_bytes(out), "free_bytes": free_bytes(os.path.dirname(out.target.path))}
+            for out in expert.outputs]
+
+
+def needed_bytes(out: OutputPlan) -> int:
+    """What the disk still has to give for one output."""
+    return 0 if out.target.state in {"done", "renamed"} else out.layout.size - reserved_bytes(out.target.path + PART)

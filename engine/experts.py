@@ -1,8 +1,9 @@
 """One expert of a plan: its base, and which LoRA changes which of its tensors. From headers alone."""
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from . import precision
+from .alpha import METADATA, SIBLING
 from .lora import Index, Ledger, LoraFile, match
 from .merge import Contribution
 from .meter import Entry
@@ -30,12 +31,14 @@ class ExpertPlan:
 
     @property
     def size(self) -> str:
-        """`14B` and the like, from the width that each published size has."""
-        return {5120: "14B", 3072: "5B", 1536: "1.3B"}.get(self.variant.dim, f"d{self.variant.dim}")
+        return self.variant.size
 
 
 def plan_expert(role: str, source, variant, recipe: Recipe, loras: dict[str, LoraFile], sha256: dict[str, str]) -> ExpertPlan:
-    """Match every LoRA of the recipe's passes that has a file for this role. Raises LoraError when nothing of one fits."""
+    """Match every LoRA of the recipe's passes that has a file for this role. Raises LoraError when nothing of one fits.
+
+    One of strength 0 is told in the ledger with a note, and changes nothing.
+    """
     keys = source.keys()
     specs = {key: source.spec(key) for key in keys}
     plan = ExpertPlan(role, source, variant, specs, precision.processing_order(specs))
@@ -43,9 +46,9 @@ def plan_expert(role: str, source, variant, recipe: Recipe, loras: dict[str, Lor
     for number, each in enumerate(recipe.passes):
         for entry in each.loras:
             path, strength = entry.files.get(role), entry.strength.get(role, 1.0) * each.global_factor
-            if not path or strength == 0.0:
+            if not path:
                 continue
-            ledger = match(loras[path], index)
+            ledger = match(loras[path], index) if strength else Ledger()
             who = len(plan.entries)
             plan.entries.append(Entry(os.path.basename(path), number, each.name))
             plan.ledgers.append(_told(ledger, loras[path], sha256[path], each, (entry.resolved, strength)))
@@ -59,7 +62,10 @@ def _told(ledger: Ledger, lora: LoraFile, sha256: str, each: Pass, applied: tupl
     """A ledger as the report shows it. applied: method and strength."""
     return {
         "lora": lora.name, "sha256": sha256, "pass": each.name, "method": applied[0], "strength": applied[1],
-        "rank": lora.rank, "alpha_over_rank": list(ledger.alpha_over_rank), "distillation": lora.is_distillation,
+        "rank": lora.rank, "alpha_over_rank": list(ledger.alpha_over_rank), "alpha_from": list(ledger.alpha_from),
+        "adapter": asdict(lora.adapter) if {each.split(",")[0] for each in ledger.alpha_from} & {METADATA, SIBLING} else None,
+        "distillation": lora.is_distillation,
         "keys": len(lora.header.entries), "applied": len(ledger.applied_keys), "tensors": len(ledger.applied),
         "refused": [{"key": one.key, "reason": one.reason} for one in ledger.refused],
+        **({} if applied[1] else {"note": "strength 0: not merged"}),
     }

@@ -2,7 +2,7 @@
 import hashlib
 import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -49,36 +49,32 @@ def lay_out(recipe: Recipe, expert: ExpertPlan, output: Output, sha256: dict[str
 
 def _metadata(recipe: Recipe, expert: ExpertPlan, output: Output, sha256: dict[str, str]) -> dict[str, str]:
     base, known = {"name": metadata.public_name(expert.source)}, sha256.get(expert.source.path)
-    facts = {"task": expert.variant.task, "size": expert.size, "format": output.format, "engine": ENGINE,
+    facts = {"task": expert.variant.task, "size": expert.size, "format": output.format, "engine": ENGINE, "merge": MERGE,
              "base": {**base, "sha256": known} if known else base,
              "passes": metadata.describe_passes(recipe.passes, expert.role, sha256, names=recipe.save.lora_names)}
     return metadata.build(recipe, expert.role, facts, expert.source.metadata)
 
 
-def identify(recipe: Recipe, expert: ExpertPlan, output: Output, laid: layout.Layout,
-             sha256: dict[str, str]) -> tuple[str, str, list[dict]]:
+def identify(recipe: Recipe, expert: ExpertPlan, output: Output, sha256: dict[str, str],
+             device: str) -> tuple[str, str, list[dict]]:
     """(job_id, wish, sources) of one output.
 
-    wish: hash of what was asked of this expert and nothing else, so that another strength on one half leaves the other half's file
-    alone; sources: the files it was asked of; job_id: hash of both, of the header, and of what computes: equal ids, equal bytes.
+    wish: hash of what was asked of this expert as far as it decides the bytes: not the folder, the name, or the other half;
+    sources: the files it was asked of; job_id: hash of the sources' content, the wish without paths, the header, and of what
+    computes: equal ids, equal bytes. device: kind of what computes, cpu or cuda. A hash of the base that somebody computes later
+    changes the header's words, not the job.
     """
-    mine = _of_role(recipe, expert.role, output)
-    paths = [lora.files[expert.role] for each in mine.passes for lora in each.loras]
-    sources = [*expert.source.identity()["files"], *({"name": os.path.basename(path), "sha256": sha256[path]} for path in paths)]
-    wish, header = _digest(mine.to_json()), hashlib.sha256(laid.header).hexdigest()
-    content = {"merge": MERGE, "torch": torch.__version__, "sources": sources, "asked": wish, "header": header}
+    role = expert.role
+    mine = [(lora.files[role], lora.strength.get(role, 1.0), lora.resolved, asdict(each.classic), each.global_factor)
+            for each in recipe.passes for lora in each.loras if role in lora.files]
+    sources = [*expert.source.identity()["files"], *({"name": os.path.basename(path), "sha256": sha256[path]} for path, *_ in mine)]
+    asked = {"role": role, "format": output.format, "activations": output.activations, "passes": [how for _, *how in mine],
+             "said": [recipe.title, recipe.title_version, recipe.date, recipe.save.metadata, recipe.save.lora_names]}
+    wish = _digest({**asked, "base": recipe.experts[role], "loras": [path for path, *_ in mine]})
+    header = hashlib.sha256(lay_out(recipe, expert, output, sha256).header).hexdigest()
+    content = {"merge": MERGE, "torch": torch.__version__, "device": device, "sources": sources, "asked": asked, "header": header,
+               "adapters": [each["adapter"] for each in expert.ledgers]}   # alphas that lie in a file beside a LoRA
     return _digest(content), wish, sources
-
-
-def _of_role(recipe: Recipe, role: str, output: Output) -> Recipe:
-    """The recipe as far as it concerns one output of one expert."""
-    def cut(by_role: dict) -> dict:
-        return {role: by_role[role]} if role in by_role else {}
-
-    passes = [replace(each, loras=tuple(replace(lora, files=cut(lora.files), strength=cut(lora.strength))
-                                        for lora in each.loras if role in lora.files)) for each in recipe.passes]
-    return replace(recipe, experts=cut(recipe.experts), passes=tuple(each for each in passes if each.loras),
-                   outputs=(replace(output, experts=(role,)),))
 
 
 def _digest(value: dict) -> str:

@@ -5,15 +5,15 @@ a reshape that happens to fit scrambles the weight (ComfyUI adds a transposed Lo
 """
 import math
 
-# Hidden and ffn width -> whose it is (wan_configs of Wan-Video/Wan2.2 and Wan2.1).
-WIDTHS = {5120: "14B", 13824: "14B", 3072: "5B", 14336: "5B", 1536: "1.3B", 8960: "1.3B"}
+from .variant import WIDTHS
 
+OWNERS = {width: size for size, widths in WIDTHS.items() for width in widths}
 Shape = tuple[int, ...]
 
 
 def whose(shape: Shape, target: Shape) -> str:
     """`; made for the 5B model` when a width says so and the target has no such axis, else nothing."""
-    owners = {WIDTHS[length] for length in shape if length in WIDTHS and length not in target}
+    owners = {OWNERS[length] for length in shape if length in OWNERS and length not in target}
     return f"; made for the {owners.pop()} model" if len(owners) == 1 else ""
 
 

@@ -2,6 +2,7 @@
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from .system import hash_file, write_json
@@ -23,12 +24,12 @@ class HashCache:
                 found = None                       # a cache: what is unreadable is computed again
             self.known = found if isinstance(found, dict) else {}
 
-    def sha256(self, path: str) -> str:
-        """Hash of the whole file; reads it unless it was read before."""
+    def sha256(self, path: str, tick: Callable[[], None] = bool) -> str:
+        """Hash of the whole file; reads it unless it was read before. `tick` is called every 4 MiB and may raise to stop."""
         path = os.path.realpath(path)
         found = self._remembered(path)
         if found is None:
-            stat, found = os.stat(path), hash_file(path)
+            stat, found = os.stat(path), hash_file(path, tick)
             self.known[path] = [stat.st_size, stat.st_mtime_ns, found]
             if self.path is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,10 +6,10 @@ nothing, and one reading of the part finds the last key that is whole. Neither n
 """
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
-from .errors import PlanError
-from .system import write_json
+from .errors import MergeError, PlanError
+from .system import naming, write_json
 
 VERSION = 1
 PART, JOB = ".part", ".job.json"
@@ -25,7 +25,9 @@ class Job:
     recipe: dict
     sources: list[dict]                            # name, size, mtime_ns, header or full hash
     output: dict                                   # role, format, and of the plan: bytes, tensors, hash of the header
+    reports: str                                   # folder of the report and of the record of finished files
     finished: list[dict] = field(default_factory=list)   # key, end, prefix, sides, report
+    sealed: dict | None = None                     # size, mtime_ns and report of the complete part, written before its rename
 
     @property
     def part(self) -> str:
@@ -35,10 +37,18 @@ class Job:
     def path(self) -> str:
         return self.target + JOB
 
+    @property
+    def is_renamed(self) -> bool:
+        """True when the complete part got its final name, and the crash came before that was recorded elsewhere."""
+        if self.sealed is None or os.path.exists(self.part) or not os.path.exists(self.target):
+            return False
+        stat = os.stat(self.target)
+        return [stat.st_size, stat.st_mtime_ns] == [self.sealed["size"], self.sealed["mtime_ns"]]
+
     def save(self) -> None:
         """Write the record so that it is whole at any moment."""
-        write_json(self.path, {"version": VERSION, **{name: getattr(self, name) for name in
-                   ("job_id", "wish", "recipe", "sources", "output", "finished")}})
+        names = (each.name for each in fields(self) if each.name != "target")
+        write_json(self.path, {"version": VERSION, **{name: getattr(self, name) for name in names}})
 
     def discard(self) -> None:
         """Remove record and part."""
@@ -52,12 +62,12 @@ class Job:
 
 
 def load(target: str) -> Job | None:
-    """The record beside `target`, or None. Raises PlanError when it is unreadable or of a newer version."""
+    """The record beside `target`, or None. Raises PlanError when it is unreadable or of another version."""
     path = target + JOB
     if not os.path.exists(path):
         return None
     try:
-        with open(path, encoding="utf-8") as file:
+        with naming(path, "read"), open(path, encoding="utf-8") as file:
             said = json.load(file)
         if said.pop("version") != VERSION:
             raise PlanError(f"{path}: made by another version of this pack; delete it and its {PART} file, or use that version")
@@ -74,19 +84,29 @@ class Leftover:
     title: str
     nbytes: int                                    # on disk now
     done: float                                    # share of the final size, 0..1
+    problem: str | None = None                     # why it cannot be resumed
 
 
 def find_leftovers(folder: str) -> list[Leftover]:
-    """Unfinished jobs of this pack in `folder` (not below it). A foreign `.part` without our record is not ours to list."""
-    found = []
-    for name in sorted(os.listdir(folder)):
-        if name.endswith(JOB):
-            target = os.path.join(folder, name.removesuffix(JOB))
-            job = load(target)
-            size = os.path.getsize(job.part) if os.path.exists(job.part) else 0
-            done = job.finished[-1]["end"] / size if job.finished and size else 0.0
-            found.append(Leftover(target, job.recipe.get("title", ""), size, done))
-    return found
+    """Unfinished files in `folder` (not below it). One that cannot be resumed is listed with its problem; only a missing folder
+    raises."""
+    with naming(folder, "listed", "choose a folder that exists and that you may read"):
+        names = sorted(os.listdir(folder))
+    targets = sorted({os.path.join(folder, name.removesuffix(JOB).removesuffix(PART)) for name in names
+                      if name.endswith((JOB, ".safetensors" + PART))})
+    return [_leftover(target) for target in targets]
+
+
+def _leftover(target: str) -> Leftover:
+    size = os.path.getsize(target + PART) if os.path.exists(target + PART) else 0
+    try:
+        job = load(target)
+    except MergeError as cause:
+        return Leftover(target, "", size, 0.0, str(cause))
+    if job is None:
+        return Leftover(target, "", size, 0.0, f"no {JOB} file beside it, so it cannot be resumed: it may be another program's")
+    done = job.finished[-1]["end"] / job.output["bytes"] if job.finished and size else 0.0
+    return Leftover(target, job.recipe.get("title", ""), size, done)
 
 
 def delete_leftover(leftover: Leftover) -> None:

@@ -16,7 +16,7 @@ from .errors import PlanError
 from .specs import NAMES, TensorSpec
 
 PADDING = 64 * 1024
-ALIGNMENT = 64                                     # of the data's start; a cache line
+ALIGNMENT = 4096                                   # of the data's start: a page, so that a few more words in it move nothing
 HASH_SLOT = "0x" + "0" * 64                        # as long as the hash that replaces it when the data are known
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from .alpha import factor
 from .dialects import Index, split, unsupported
 from .errors import LoraError
 from .fit import pair_problem, whose
@@ -17,15 +18,17 @@ if TYPE_CHECKING:
 
 FAMILIES = (("up", "down"), ("B", "A"))
 
+
 @dataclass(frozen=True)
 class Pair:
-    """delta = factor * up @ down. factor is alpha / rank, 1 without an alpha."""
+    """delta = factor * up @ down. alpha: key of its tensor, or None; alpha_from: what the factor rests on (alpha.py)."""
 
     up: str
     down: str
     alpha: str | None
     rank: int
     factor: float
+    alpha_from: str
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -68,15 +71,10 @@ class Ledger:
         """The different factors in use, ascending."""
         return tuple(sorted({module.factor for modules in self.applied.values() for module in modules if isinstance(module, Pair)}))
 
-
-def _factor(lora: "LoraFile", alpha: str | None, rank: int) -> float:
-    """alpha / rank; alpha may be stored in any dtype (Lightning: int64). Raises LoraError when it is no number."""
-    if alpha is None:
-        return 1.0
-    value = lora.read(alpha).item()
-    if not math.isfinite(value):
-        raise LoraError(f"{lora.name}: {alpha}: expected a finite number, found {value}; the file is damaged, download it again")
-    return value / rank
+    @property
+    def alpha_from(self) -> tuple[str, ...]:
+        """Where the factors come from, in words."""
+        return tuple(sorted({each.alpha_from for modules in self.applied.values() for each in modules if isinstance(each, Pair)}))
 
 
 def _modules(lora: "LoraFile", index: Index, layer: str, parts: dict[str, str]) -> Iterator[tuple[str, Module] | Refused]:
@@ -107,8 +105,8 @@ def _modules(lora: "LoraFile", index: Index, layer: str, parts: dict[str, str]) 
         if problem is None and alpha and math.prod(shapes["alpha"]) != 1:
             problem = f"alpha has shape {shapes['alpha']}, expected one number"
         if problem is None:
-            rank = shapes[family[1]][0]
-            yield target, Pair(parts[family[0]], parts[family[1]], alpha, rank, _factor(lora, alpha, rank))
+            rank, module = shapes[family[1]][0], split(parts[family[1]])[0]
+            yield target, Pair(parts[family[0]], parts[family[1]], alpha, rank, *factor(lora, module, alpha, rank))
         else:
             yield from (Refused(parts[part], problem) for part in present)
 
@@ -139,7 +137,7 @@ def _sort(lora: "LoraFile", index: Index) -> tuple[dict[str, dict[str, str]], li
 def match(lora: "LoraFile", index: Index) -> Ledger:
     """Lay every key of a LoRA on the base. Two spellings of one module add up, in file order.
 
-    Reads only the alphas. Raises LoraError when nothing fits (and says why) or an alpha is not finite.
+    Reads only the alphas. Raises LoraError when nothing fits (and says why) or an alpha is no number.
     """
     modules, refused = _sort(lora, index)
     ledger = Ledger(refused=refused)

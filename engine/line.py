@@ -7,6 +7,7 @@ merged into one reused float32 buffer and encoded from it. Either way each band 
 """
 import math
 import threading
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
@@ -59,7 +60,7 @@ class Line:
         if self.whole is None:
             self._encode(step, bands, notes, lambda rows: (self._read(step, rows, notes), self._merge(step, rows, notes)))
         else:
-            with at(step.key, "merge"):
+            with self._at(step, "merge"):
                 if gated:
                     self.workers.map(lambda rows: self._read(step, rows, notes), bands)
                     step.change.decide(_total(notes.moments, bands), lambda compute: self.workers.map(compute, bands))
@@ -72,14 +73,15 @@ class Line:
     def _read(self, step: Step, rows: Rows, notes: Notes) -> None:
         """Fill the band with the base, float32; its sum of squares also finds NaN and inf."""
         band = self._band(step.spec, rows)
-        if self.device.type == "cpu":
-            self.source.read(step.key, rows if step.spec.shape else None, out=band)
-        else:
-            band.copy_(self.source.read(step.key, rows if step.spec.shape else None))
-        flat = band.reshape(-1)
-        notes.squares[rows] = square = torch.dot(flat, flat).item()
-        if not math.isfinite(square) and not torch.isfinite(flat).all():
-            raise ValueError("the base holds NaN or inf; get the file again, or choose another base")
+        with self._at(step, "read"):
+            if self.device.type == "cpu":
+                self.source.read(step.key, rows if step.spec.shape else None, out=band)
+            else:
+                band.copy_(self.source.read(step.key, rows if step.spec.shape else None))
+            flat = band.reshape(-1)
+            notes.squares[rows] = square = torch.dot(flat, flat).item()
+            if not math.isfinite(square) and not torch.isfinite(flat).all():
+                raise ValueError("the base holds NaN or inf; get the file again, or choose another base")
         if step.change is not None and step.change.needs_base_moments:
             notes.moments[rows] = moments(band)
 
@@ -95,15 +97,15 @@ class Line:
 
     def _encode(self, step: Step, bands: list[Rows], notes: Notes, prepare) -> None:
         """Every output's codes, band after band; the hash follows in order."""
-        with at(step.key, "quantize"):
+        with self._at(step, "quantize"):
             forms = [out.form(step.key) for out in step.outputs]
             stats = [form.combine([notes.stats[form.NAME, rows] for rows in bands]) if form.measure else None for form in forms]
 
         def encode(rows: Rows) -> list:
-            with at(step.key, "merge"):
+            with self._at(step, "merge"):
                 prepare(rows)
             band, spare = self._band(step.spec, rows), self._scratch(step.spec, rows)
-            with at(step.key, "quantize"):
+            with self._at(step, "quantize"):
                 return [out.encode(step.key, band, rows, stat, spare) for out, stat in zip(step.outputs, stats, strict=True)]
 
         for results in self.workers.each(encode, bands):
@@ -115,11 +117,15 @@ class Line:
     def _row(self, step: Step, bands: list[Rows], notes: Notes) -> dict:
         row = {"base": math.fsum(notes.squares.values()) if is_block_linear(step.key, step.spec) or step.change else 0.0}
         if step.change is not None:
-            energies = step.change.energies([notes.energies[rows] for rows in bands])
+            with self._at(step, "merge"):
+                energies = step.change.energies([notes.energies[rows] for rows in bands])
             row |= {"gram": energies.gram, "gates": step.change.describe()}
             if self.means:
                 row["mean_abs"] = [math.fsum(column) / step.spec.numel for column in zip(*notes.absolutes.values(), strict=True)]
         return row
+
+    def _at(self, step: Step, stage: str) -> AbstractContextManager:
+        return at(step.key, stage, self.source.name)
 
     def _whole(self, spec: TensorSpec) -> torch.Tensor:
         """The reused float32 buffer, as this tensor."""

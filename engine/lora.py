@@ -9,11 +9,12 @@ from functools import cached_property
 
 import torch
 
+from .alpha import Adapter, read_adapter
 from .dialects import PARTS, Index, split
 from .errors import LoraError
 from .header import Header, read_header
 from .ledger import Diff, Ledger, Module, Pair, Refused, match
-from .system import ReadFile, hash_file, open_read
+from .system import ReadFile, open_read
 
 __all__ = ["Diff", "Index", "Ledger", "LoraFile", "Module", "Pair", "Refused", "match", "open_lora"]
 
@@ -51,16 +52,16 @@ class LoraFile:
         return self.header.metadata
 
     @cached_property
-    def sha256(self) -> str:
-        """Of the whole file, in hex; the first call reads all of it."""
-        return hash_file(self.path)
-
-    @cached_property
     def rank(self) -> str:
         """`64`, `16 to 64` or `none` (direct differences only), from the header."""
         downs = [entry.spec.shape for key, entry in self.header.entries.items() if (split(key) or ("", ""))[1] in ("down", "A")]
         ranks = sorted({shape[0] for shape in downs if shape})
         return "none" if not ranks else str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+
+    @cached_property
+    def adapter(self) -> Adapter | None:
+        """PEFT's configuration, from the metadata or from beside the file. Raises LoraError when it is malformed."""
+        return read_adapter(self.path, self.metadata)
 
     @property
     def is_distillation(self) -> str | None:

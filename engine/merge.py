@@ -35,16 +35,6 @@ class Energies:
 
     gram: list[list[float]]
 
-    @property
-    def total(self) -> float:
-        """‖Σ delta_k‖²."""
-        return max(0.0, math.fsum(value for row in self.gram for value in row))
-
-    @property
-    def each(self) -> tuple[float, ...]:
-        """‖delta_k‖² of each contribution."""
-        return tuple(max(0.0, row[k]) for k, row in enumerate(self.gram))
-
 
 @dataclass
 class Change:
@@ -103,10 +93,14 @@ class Change:
         return BandEnergy(gram, tuple(kept))
 
     def energies(self, bands: list[BandEnergy]) -> Energies:
-        """Sum what `add` returned, in band order."""
+        """Sum what `add` returned, in band order. Raises ValueError, which names the LoRAs, when the sums overflowed."""
         gram = self._no_gram()
         for band in bands:
             gram += band.gram
+        if not torch.isfinite(gram).all():
+            huge = [each for each, energy in zip(self.terms, gram.diagonal().tolist(), strict=True) if not math.isfinite(energy)]
+            names = " and ".join(dict.fromkeys(each.contribution.lora.name for each in huge or self.terms))
+            raise ValueError(f"the delta overflows float32; lower the strength, or replace the LoRA {names}")
         for k, term in enumerate(self.terms):
             term.kept = sum(band.kept[k] for band in bands)
         return Energies(gram.tolist())

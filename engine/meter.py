@@ -9,6 +9,7 @@ size, so it is shown and not judged. All passes count as one in it.
 """
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .precision import KINDS, block_of
@@ -45,7 +46,7 @@ def summarize(rows: dict[str, dict], entries: list[Entry], block_linears: set[st
     """
     all_base = math.fsum(row["base"] for key, row in rows.items() if key in block_linears)
     merged = {key: row for key, row in rows.items() if "gram" in row}
-    moved = {key: math.fsum(map(math.fsum, row["gram"])) for key, row in merged.items()}
+    moved = {key: _length2(row["gram"], range(len(row["gram"]))) for key, row in merged.items()}
     touched = math.fsum(row["base"] for row in merged.values())
     shift = ratio(math.fsum(moved.values()), all_base)
     numbered = sorted({(entry.pass_number, entry.pass_name) for entry in entries})
@@ -66,11 +67,13 @@ def summarize(rows: dict[str, dict], entries: list[Entry], block_linears: set[st
 
 def _energy(merged: dict[str, dict], chosen: set[int]) -> float:
     """Sum over keys of ||sum of the chosen entries' deltas||^2."""
-    total = []
-    for row in merged.values():
-        at = [place for place, number in enumerate(row["who"]) if number in chosen]
-        total += [row["gram"][i][j] for i in at for j in at]
-    return max(0.0, math.fsum(total))
+    return math.fsum(_length2(row["gram"], [place for place, number in enumerate(row["who"]) if number in chosen])
+                     for row in merged.values())
+
+
+def _length2(gram: list[list[float]], places: Sequence[int]) -> float:
+    """||sum of the deltas at these places||^2. Deltas that nearly cancel may leave less than 0: its products are float32's."""
+    return max(0.0, math.fsum(gram[i][j] for i in places for j in places))
 
 
 def _by_block(rows: dict[str, dict], moved: dict[str, float]) -> dict:

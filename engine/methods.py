@@ -1,7 +1,7 @@
 """Which merge method each LoRA really gets: `auto` is resolved here, once, and written down.
 
-`auto` is addition until adaptive injection exists. A distillation LoRA (Lightning, lightx2v, ...) is one exact change of the
-sampler's
+What `auto` became stays: a job is resumed by the method it was begun with, also by a later version. `auto` is addition until
+adaptive injection exists. A distillation LoRA (Lightning, lightx2v, ...) is one exact change of the sampler's
 path: gating it breaks it, so it is added even where a gate was asked for, unless the recipe insists by `gate_distillation`.
 """
 from dataclasses import replace
@@ -23,7 +23,8 @@ def resolve_recipe(recipe, distillation: dict[str, str | None]) -> tuple[object,
             evidence = next((distillation[path] for path in lora.files.values() if distillation.get(path)), None)
             method, notice = resolve(lora.method or each.method, evidence, insist=each.gate_distillation)
             notices += [f"{each.name}: {_name(lora)}: {notice}"] if notice else []
-            loras.append(replace(lora, resolved=method))
+            is_fixed = (lora.method or each.method) == "auto" and lora.resolved is not None
+            loras.append(lora if is_fixed else replace(lora, resolved=method))
         passes.append(replace(each, loras=tuple(loras)))
     return replace(recipe, passes=tuple(passes)), notices
 

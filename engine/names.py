@@ -85,13 +85,3 @@ def find_prefix(keys: Iterable[str]) -> str | None:
         if prefix + "head.modulation" in known or {prefix + "scale_shift_table", prefix + "proj_out.weight"} <= known:
             return prefix
     return None
-
-
-def strip_prefix(key: str) -> str:
-    """`key` without the longest of PREFIXES in front of it."""
-    return key[len(next(prefix for prefix in PREFIXES if key.startswith(prefix))):]
-
-
-def native(key: str) -> str:
-    """Bare native key of a key in the diffusers spelling, whatever prefix is in front of it."""
-    return to_native(strip_prefix(key))

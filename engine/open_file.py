@@ -30,6 +30,9 @@ def naming(path: str, verb: str, remedy: str = "check the disk and the rights of
         if code in (errno.ENOSPC, getattr(errno, "EDQUOT", None)) or windows in FULL:
             way_out = "free some space and resume: what is finished is kept"
             raise PlanError(f"{path}: cannot be {verb}: the disk is full, {way_out}") from cause
+        if code == errno.EFBIG:
+            way_out = "the file system takes no file of this size (FAT32 ends at 4 GiB), choose a folder on another disk"
+            raise PlanError(f"{path}: cannot be {verb}: {way_out}") from cause
         raise MergeError(f"{path}: cannot be {verb}: {cause.strerror or cause}, {remedy}") from cause
 
 
@@ -99,6 +102,29 @@ class ReadFile(_File):
 
 class WriteFile(_File):
     """A file to write to, in any order."""
+
+    def claim(self) -> None:
+        """Keep other processes of this pack from writing the file until it is closed. Raises PlanError when one is at it.
+
+        By flock (Linux, macOS); a system or network file system without it goes unguarded.
+        """
+        try:
+            import fcntl
+
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as cause:
+            raise PlanError(f"{self.path}: another run is writing it; wait for it, or choose another name") from cause
+        except (ImportError, OSError):
+            return
+
+    def clear(self) -> None:
+        """Cut the file to nothing."""
+        with naming(self.path, "written"):
+            os.ftruncate(self._fd, 0)
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self._fd).st_size
 
     def _write_some(self, view: memoryview, offset: int) -> int:
         if hasattr(os, "pwrite"):

@@ -24,6 +24,7 @@ class Output:
     def __init__(self, format_name: str, specs: dict[str, TensorSpec], writer: PartWriter):
         self.format_name, self.specs, self.writer = format_name, specs, writer
         self.later: dict[str, list[memoryview]] = {}
+        self.carried: set[str] = set()             # keys that this run wrote
         self.sample = Sample()
 
     def has(self, key: str) -> bool:
@@ -65,5 +66,6 @@ class Output:
 
     def enter(self, key: str, row: dict) -> None:
         """Enter the finished tensor, with its report row, into the job."""
+        self.carried.add(key)
         self.writer.finish_key(key, self.last, self.sides, {**row, "sample": self.sample.to_json()})
         self.sample = Sample()

@@ -1,11 +1,12 @@
 """From a recipe and headers to a plan: every output's name, dtypes, shapes, offsets and bytes, before a weight is read."""
-import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import naming, targets
-from .errors import PlanError, SourceError
-from .estimate import estimate
+from . import metadata, naming, targets
+from .device import Device, choose
+from .errors import PlanError, SourceError, Stopped
+from .estimate import estimate, needed_bytes
 from .experts import ExpertPlan, plan_expert
 from .file_plan import OutputPlan, identify, lay_out
 from .hashes import HashCache
@@ -25,6 +26,7 @@ class Plan:
     experts: list[ExpertPlan]
     notices: list[str]
     loras: list[LoraFile]
+    device: Device
 
     def __enter__(self) -> "Plan":
         return self
@@ -38,34 +40,45 @@ class Plan:
         return [row for expert in self.experts for row in estimate(expert)]
 
 
-def plan_recipe(recipe: Recipe, reports: Path) -> Plan:
-    """Plan from headers (LoRA files are hashed, once). reports: folder of earlier reports, which tell what is finished.
+def plan_recipe(recipe: Recipe, reports: Path, *, check_space: bool = True, should_stop: Callable[[], bool] = bool) -> Plan:
+    """Plan from headers; LoRA files are hashed, once, and should_stop is asked while they are.
 
-    Raises RecipeError, SourceError, LoraError, PlanError; nothing is written.
+    reports: folder of earlier reports, which tell what is finished; check_space: refuse what the disk cannot hold.
+    Raises RecipeError, SourceError, LoraError, PlanError, Stopped; no output is begun.
     """
-    plan = Plan(recipe, [], [], [])
+    def tick() -> None:
+        if should_stop():
+            raise Stopped("stopped before anything was written")
+
+    plan = Plan(recipe, [], [], [], choose(recipe.device))
     try:
+        bases = {role: _open_base(plan, role, path) for role, path in recipe.experts.items()}
         loras = _open_loras(plan)
+        targets.check_folder(str(reports))
         cache = HashCache(reports)
-        sha256 = {path: cache.sha256(path) for path in loras}
+        sha256 = {path: cache.sha256(path, tick) for path in loras}
         plan.recipe, plan.notices = resolve_recipe(recipe, {path: lora.is_distillation for path, lora in loras.items()})
-        sha256 |= {path: known for path in recipe.experts.values() if (known := cache.known_sha256(path))}
-        for role, path in recipe.experts.items():
-            source = open_source(path, allow_lossy=recipe.allow_quantized_source)
-            expert = ExpertPlan(role, source, None, {}, [])
-            plan.experts.append(expert)            # so that it is closed whatever comes
-            plan.experts[-1] = plan_expert(role, source, detect(source), plan.recipe, loras, sha256)
+        plan.experts = [plan_expert(role, *base, plan.recipe, loras, sha256) for role, base in bases.items()]
         _check_experts(plan)
-        _plan_outputs(plan, sha256, reports)
+        known = {path: found for path in recipe.experts.values() if (found := cache.known_sha256(path))}
+        _plan_outputs(plan, sha256, known, reports)
+        if check_space:
+            targets.check_space([(out.target.path, needed_bytes(out)) for expert in plan.experts for out in expert.outputs])
     except BaseException:
         plan.__exit__()
         raise
     return plan
 
 
+def _open_base(plan: Plan, role: str, path: str) -> tuple:
+    source = open_source(path, allow_lossy=plan.recipe.allow_quantized_source)
+    plan.experts.append(ExpertPlan(role, source, None, {}, []))   # so that it is closed whatever comes
+    return source, detect(source)
+
+
 def _open_loras(plan: Plan) -> dict[str, LoraFile]:
     loras = {}
-    for path in {path for each in plan.recipe.passes for lora in each.loras for path in lora.files.values()}:
+    for path in dict.fromkeys(path for each in plan.recipe.passes for lora in each.loras for path in lora.files.values()):
         loras[path] = open_lora(path)
         plan.loras.append(loras[path])
     return loras
@@ -78,37 +91,33 @@ def _check_experts(plan: Plan) -> None:
     for expert in plan.experts:
         if expert.source.lossy:
             plan.notices.append(f"{expert.source.name}: a lossy source ({expert.source.lossy}); a small LoRA may not survive in it")
+        said = metadata.config_notice(expert.source.metadata)
+        plan.notices += [f"{expert.source.name}: {said}"] if said else []
         for word, count in expert.source.left_out.items():
             plan.notices.append(f"{expert.source.name}: {count} tensors of {word} left out")
     if not plan.experts:
         raise SourceError("no model is chosen; choose at least one expert")
 
 
-def _plan_outputs(plan: Plan, sha256: dict[str, str], reports: Path) -> None:
+def _plan_outputs(plan: Plan, sha256: dict[str, str], known: dict[str, str], reports: Path) -> None:
+    """Names, layouts and targets, format by format: two outputs of one format are the halves of one pair."""
     recipe, taken = plan.recipe, set()
-    for output in recipe.outputs:
-        experts = [expert for expert in plan.experts if not output.experts or expert.role in output.experts]
-        if not experts:
-            raise PlanError(f"output {output.format}: none of {', '.join(output.experts)} is loaded; choose the expert that is")
-        names = {each.role: naming.name_file(recipe.save.name, _values(recipe, each, output.format), each.role) for each in experts}
+    for name in dict.fromkeys(output.format for output in recipe.outputs):
+        wanted = [(expert, output) for output in recipe.outputs if output.format == name
+                  for expert in plan.experts if expert.role in output.experts]
+        names = {each.role: naming.name_file(recipe.save.name, _values(recipe, each, name), each.role) for each, _ in wanted}
         naming.check_names(names)
         targets.check_folder(recipe.save.folder)
-        laid = {expert.role: lay_out(recipe, expert, output, sha256) for expert in experts}
-        ids = {expert.role: identify(recipe, expert, output, laid[expert.role], sha256) for expert in experts}
+        ids = {expert.role: identify(recipe, expert, output, sha256, plan.device.torch_device.type) for expert, output in wanted}
         found = targets.choose(recipe.save.folder, names, ids, recipe.save.on_exists, reports)
-        for expert in experts:
+        for expert, output in wanted:
             target = found[expert.role]
             if target.path in taken:
                 raise PlanError(f"{target.path}: two outputs would get this name; put %format% into the name")
             taken.add(target.path)
             plan.notices += [target.notice] if target.notice else []
-            expert.outputs.append(OutputPlan(expert.role, output.format, laid[expert.role], target, *ids[expert.role]))
-    targets.check_space([(out.target.path, out.layout.size - _on_disk(out)) for expert in plan.experts for out in expert.outputs])
-
-
-def _on_disk(out: OutputPlan) -> int:
-    part = out.target.path + ".part"
-    return out.layout.size if out.target.state == "done" else os.path.getsize(part) if os.path.exists(part) else 0
+            laid = lay_out(recipe, expert, output, sha256 | known)
+            expert.outputs.append(OutputPlan(expert.role, name, laid, target, *ids[expert.role]))
 
 
 def _values(recipe: Recipe, expert: ExpertPlan, format_name: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ import re
 import torch
 
 from ..quant.formats import FORMATS, QUANTIZED
-from ..quant.plain import OF_DTYPE
+from ..quant.plain import KEPT
 from .specs import TensorSpec
 
 BLOCK_LINEAR = re.compile(r"(?:vace_)?blocks\.(\d+)\.(self_attn|cross_attn|ffn)\.(?:q|k|v|o|k_img|v_img|0|2)\.weight")
@@ -43,7 +43,7 @@ def choose(key: str, spec: TensorSpec, name: str):
     quantized = name in QUANTIZED
     if is_block_linear(key, spec) if quantized else (name == "fp32" or (len(spec.shape) == 2 and key.endswith(".weight"))):
         return FORMATS[name]
-    return OF_DTYPE[kept_dtype(spec)]
+    return KEPT[kept_dtype(spec)]
 
 
 def processing_order(specs: dict[str, TensorSpec]) -> list[str]:

@@ -20,8 +20,7 @@ METHODS = ("auto", "addition", "classic")
 ACTIVATIONS = ("fast_uncalibrated", "16-bit")
 LARGEST = 8 << 20  # bytes of a recipe file: thousands of LoRAs
 STRENGTH = checks.number(-100.0, 100.0)  # as ComfyUI's LoraLoader
-FACTOR = checks.number(0.0, 4.0)
-NOT_NEGATIVE = checks.number(0.0, 100.0)
+FACTOR, NOT_NEGATIVE = checks.number(0.0, 4.0), checks.number(0.0, 100.0)
 
 
 def _classic(value: object, where: str) -> ClassicConstants:

@@ -9,9 +9,8 @@ from .file_plan import ENGINE, MERGE
 from .meter import summarize
 from .plan import Plan
 from .system import write_json
-from .targets import done_record
-
-VERSION = 1
+from .targets import RECORD as VERSION
+from .targets import done_record, recall
 
 
 def tell_expert(expert: ExpertPlan, rows: dict[str, dict], files: list[dict], cost: dict) -> dict:
@@ -36,10 +35,10 @@ def _gates(rows: dict[str, dict], number: int) -> dict | None:
             "limited": sum(bool(gate["limit_hit"]) for gate in mine), "kept": sum(gate["kept"] for gate in mine) / len(mine)}
 
 
-def assemble(plan: Plan, experts: list[dict], device: str) -> dict:
+def assemble(plan: Plan, experts: list[dict]) -> dict:
     """The whole report."""
-    return {"version": VERSION, "engine": ENGINE, "title": plan.recipe.title, "device": device, "recipe": plan.recipe.to_json(),
-            "notices": plan.notices, "experts": experts}
+    return {"version": VERSION, "engine": ENGINE, "merge": MERGE, "title": plan.recipe.title, "device": plan.device.note,
+            "recipe": plan.recipe.to_json(), "notices": plan.notices, "experts": experts}
 
 
 def save(reports: Path, whole: dict) -> Path:
@@ -62,8 +61,8 @@ def with_finished(reports: Path, expert: ExpertPlan, told: dict) -> dict:
     """`told` with the outputs that earlier runs finished, in the plan's order."""
     now = {out["job_id"]: out for out in told["outputs"]}
     for out in expert.outputs:
-        if out.target.state == "done":
-            earlier = json.loads(done_record(reports, out.job_id).read_text(encoding="utf-8"))["expert"]
+        if out.target.state in {"done", "renamed"}:
+            earlier = recall(done_record(reports, out.job_id))["expert"]
             now[out.job_id] = {**earlier["outputs"][0], "up_to_date": True}
             told = {**earlier, **told}
     return {**told, "outputs": [now[out.job_id] for out in expert.outputs]}
@@ -78,10 +77,10 @@ def _meter_path(reports: Path, expert: ExpertPlan) -> Path:
 
 def recall_meter(reports: Path, expert: ExpertPlan) -> dict | None:
     """An earlier reading of the same base, LoRAs, strengths and methods; None when there is none."""
-    path = _meter_path(reports, expert)
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    said = recall(_meter_path(reports, expert))
+    return said and said["expert"]
 
 
 def keep_meter(reports: Path, expert: ExpertPlan, told: dict) -> None:
     """Remember a reading by its content."""
-    write_json(_meter_path(reports, expert), told)
+    write_json(_meter_path(reports, expert), {"version": VERSION, "expert": told})

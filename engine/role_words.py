@@ -4,6 +4,7 @@ Read at word and camel-case boundaries: "slow", "flow" and "highlight" contain n
 """
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 OPPOSITE = {"high": "low", "low": "high", "hn": "ln", "ln": "hn", "h": "l", "l": "h"}
 ENDINGS = re.compile(r"(\.safetensors\.index\.json|\.safetensors|\.gguf|\.json)$", re.IGNORECASE)
@@ -31,22 +32,33 @@ class RoleWord:
 
 
 def find_words(name: str) -> list[RoleWord]:
-    """Role words of a name. Where it says high or low *noise*, a high or low that stands alone is about something else."""
+    """Role words of a name. Where it says high or low *noise*, a high or low that stands alone is about something else (in "high
+    and low noise" none does)."""
     stem = ENDINGS.sub("", name)
     words, alone, noise = list(WORD.finditer(stem)), [], []
-    for word, after in zip(words, [*words, None][1:], strict=True):
+    for place, word in enumerate(words):
         text = word[0].lower()
         if text in ("high", "low"):
-            following = after[0].lower() if after and SEPARATOR.fullmatch(stem, word.end(), after.start()) else ""
+            following, *further = [*_following(stem, words[place:]), ""]
             found = RoleWord(*word.span(), text)
-            if following == "noise":
+            if following == "noise" or (following == "and" and "".join(further).startswith(OPPOSITE[text] + "noise")):
                 noise.append(found)
-            elif following not in ELSEWHERE or (following == "rank" and NUMBER.match(stem, after.end())):
+            elif following not in ELSEWHERE or (following == "rank" and NUMBER.match(stem, words[place + 1].end())):
                 alone.append(found)
         elif text in ("hn", "ln"):
             alone.append(RoleWord(*word.span(), "high" if text == "hn" else "low"))
     noise += [RoleWord(*found.span(1), found[1].lower()) for found in GLUED.finditer(stem)]
     return sorted(set(noise or alone), key=lambda word: word.start)
+
+
+def _following(stem: str, words: list[re.Match]) -> list[str]:
+    """The words after the first, as far as only signs stand between them."""
+    found = []
+    for word, after in pairwise(words):
+        if not SEPARATOR.fullmatch(stem, word.end(), after.start()):
+            break
+        found.append(after[0].lower())
+    return found
 
 
 def find_letters(name: str) -> list[RoleWord]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from . import strict_json
 from .errors import SourceError
 from .header import Header, read_header
+from .system import naming
 
 INDEX = ".safetensors.index.json"
 WEIGHTS = ".safetensors"
@@ -61,7 +62,8 @@ def _explain(files: FileSet, owner: dict[str, str]) -> None:
 
 
 def _in_folder(folder: str) -> FileSet:
-    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    with naming(folder, "listed", "check the rights of the folder, or choose the file itself"):
+        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     indexes = [name for name in names if name.endswith(INDEX)]
     weights = [name for name in names if name.endswith(WEIGHTS)]
     sets = {SHARD.sub(r"\g<stem>-\g<count>", name) for name in weights}
@@ -74,11 +76,14 @@ def _in_folder(folder: str) -> FileSet:
 
 
 def _index_beside(path: str) -> str | None:
-    """The index in the same folder that lists this file; an index of another model there is none of ours."""
+    """The index in the same folder that lists this file; an index of another model there is none of ours, nor is one in a folder
+    that cannot be listed."""
     folder, name = os.path.split(path)
-    if not os.path.isdir(folder or "."):
+    try:
+        beside = sorted(os.listdir(folder or "."))
+    except OSError:
         return None
-    for candidate in sorted(os.listdir(folder or ".")):
+    for candidate in beside:
         if candidate.endswith(INDEX) and _lists(os.path.join(folder, candidate), name):
             return os.path.join(folder, candidate)
     return None

@@ -8,13 +8,14 @@ import os
 import shutil
 import time
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 from . import open_file
 from .errors import PlanError
 from .open_file import ReadFile, WriteFile, naming, open_read, open_write
 
-__all__ = ["ReadFile", "WriteFile", "free_bytes", "hash_file", "legal_name", "naming", "open_read", "open_write",
+__all__ = ["ReadFile", "WriteFile", "free_bytes", "hash_file", "legal_name", "naming", "next_free", "open_read", "open_write",
            "processors", "replace", "sync_folder", "write_json"]
 
 HELD = {5, 32, 1224}  # winerror (Microsoft, System Error Codes): access denied, sharing violation, user-mapped section open
@@ -41,7 +42,7 @@ def _replace_patiently(source: str, target: str) -> None:
     os.replace(source, target)
 
 
-def _next_free(target: str) -> str:
+def next_free(target: str) -> str:
     """`name.ext` -> `name-2.ext`, or the first higher number that is free."""
     path, number = Path(target), 2
     while (free := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
@@ -62,7 +63,7 @@ def replace(source: str | os.PathLike, target: str | os.PathLike) -> tuple[str, 
         except OSError as cause:
             if not _is_held(cause) or not os.path.isfile(target):
                 raise
-            free = _next_free(target)
+            free = next_free(target)
             os.replace(source, free)
             return free, f"{os.path.basename(target)} is held open by another program, saved as {os.path.basename(free)}"
     return target, None
@@ -84,11 +85,12 @@ def write_json(path: str | os.PathLike, value: object) -> None:
     """Write `value` as JSON so that `path` always holds either the old or the new text, whole. NaN raises ValueError."""
     path = os.fspath(path)
     text = json.dumps(value, indent=1, allow_nan=False).encode()
-    with open_write(path + ".new", resume=False) as file:
+    fresh = f"{path}.new{os.getpid()}"              # two programs may share a folder of reports
+    with open_write(fresh, resume=False) as file:
         file.write_at(0, text)
         file.sync()
     with naming(path, "put in place", "check the rights of the folder"):
-        _replace_patiently(path + ".new", path)
+        _replace_patiently(fresh, path)
 
 
 def processors() -> int:
@@ -125,10 +127,11 @@ def legal_name(name: str) -> str:
     return name
 
 
-def hash_file(path: str | os.PathLike) -> str:
-    """SHA-256 of the file's bytes, as hex. Reads 4 MiB at a time."""
+def hash_file(path: str | os.PathLike, tick: Callable[[], object] = bool) -> str:
+    """SHA-256 of the file's bytes, as hex. Reads 4 MiB at a time; `tick` is called after each and may raise to stop."""
     digest, piece = hashlib.sha256(), memoryview(bytearray(PIECE))
     with naming(os.fspath(path), "hashed"), open(path, "rb", buffering=0) as file:
         while count := file.readinto(piece):
             digest.update(piece[:count])
+            tick()
     return digest.hexdigest()

@@ -11,6 +11,7 @@ from .errors import PlanError
 from .system import free_bytes
 
 MOST = 999                                         # numbered names tried before giving up
+RECORD = 1                                         # version of the records in the reports folder
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Target:
     """The final path of one output and what lies there already."""
 
     path: str
-    state: str                                     # "new", "resume", "changed" (ours, but a source is not what it was), "done"
+    state: str                                     # "new", "resume", "changed" (ours, of other sources), "renamed", "done"
     notice: str | None = None
 
 
@@ -29,11 +30,21 @@ def done_record(reports: Path, job_id: str) -> Path:
 
 def is_done(reports: Path, job_id: str, path: str) -> bool:
     """True when `path` is the file that this very job wrote, and nobody changed it since."""
-    record = done_record(reports, job_id)
-    if not (record.exists() and os.path.exists(path)):
+    said = recall(done_record(reports, job_id))
+    if said is None or not os.path.exists(path):
         return False
-    said, stat = json.loads(record.read_text(encoding="utf-8")), os.stat(path)
-    return (said["target"], said["size"], said["mtime_ns"]) == (os.path.realpath(path), stat.st_size, stat.st_mtime_ns)
+    stat = os.stat(path)
+    return [said.get(name) for name in ("target", "size", "mtime_ns")] == [os.path.realpath(path), stat.st_size, stat.st_mtime_ns]
+
+
+def recall(path: Path) -> dict | None:
+    """JSON object that this pack wrote; None when it is absent, damaged or of another kind: what it told is then found out
+    again."""
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return said if isinstance(said, dict) and said.get("version") == RECORD else None
 
 
 def choose(folder: str, names: dict[str, str], ids: dict[str, tuple[str, str, list]], on_exists: str,
@@ -57,9 +68,10 @@ def choose(folder: str, names: dict[str, str], ids: dict[str, tuple[str, str, li
         if all(found.values()):
             return found
         if on_exists == "error":
-            taken = next(_numbered(names[role], number) for role, target in found.items() if target is None)
-            where = os.path.join(folder, taken)
-            raise PlanError(f"{where}: exists already; choose another name, or set on_exists to number or overwrite")
+            taken = os.path.join(folder, next(_numbered(names[role], number) for role, target in found.items() if target is None))
+            if os.path.exists(taken):
+                raise PlanError(f"{taken}: exists already; choose another name, or set on_exists to number or overwrite")
+            raise PlanError(f"{taken}: an unfinished file holds this name; resume or delete it, or choose another name")
     raise PlanError(f"{folder}: {MOST} files of that name exist already; choose another name")
 
 
@@ -82,15 +94,17 @@ def _look(path: str, job_id: str, wish: str, sources: list, on_exists: str, repo
     """What `path` means for this job; None when it belongs to something else."""
     if is_done(reports, job_id, path):
         return Target(path, "done")
-    job = jobs.load(path)
+    job, is_taken = jobs.load(path), os.path.exists(path) and on_exists != "overwrite"
+    if job is not None and job.job_id == job_id and job.is_renamed:
+        return Target(path, "renamed")
+    if is_taken or (job is None and os.path.exists(path + jobs.PART)):
+        return None                                # a `.part` without our record may be a browser's download
     if job is not None and job.job_id == job_id:
         return Target(path, "resume")
     if job is not None and job.wish == wish:
         changed = ", ".join(job.changed_sources(sources)) or "this pack or torch"
         return Target(path, "changed", f"{os.path.basename(path)}: changed since it was begun: {changed}; it starts over")
-    if job is not None or (os.path.exists(path) and on_exists != "overwrite"):
-        return None
-    return Target(path, "new")
+    return Target(path, "new") if job is None else None
 
 
 def check_folder(folder: str) -> None:
@@ -100,6 +114,14 @@ def check_folder(folder: str) -> None:
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise PlanError(f"{folder}: cannot be written to; check the rights of the folder, or choose another")
+
+
+def reserved_bytes(part: str) -> int:
+    """Bytes of a part that the disk has given already; a file with holes holds less than its size."""
+    if not os.path.exists(part):
+        return 0
+    stat = os.stat(part)
+    return min(stat.st_size, stat.st_blocks * 512) if hasattr(stat, "st_blocks") else stat.st_size
 
 
 def check_space(needs: list[tuple[str, int]]) -> None:

@@ -1,13 +1,33 @@
-"""Progress and results as text for a terminal."""
+"""What a person at a terminal sees and says: plan, progress and results as text, and Ctrl-C."""
+import os
 import shutil
+import signal
 from collections.abc import Iterable
 from typing import TextIO
 
+from .job import Leftover
 from .progress import Progress
 
 BAR = 24
-PLANNED = ("expert", "format", "file", "bytes", "state", "seconds", "memory_bytes", "free_bytes")
+PLANNED = ("expert", "format", "file", "bytes", "state", "seconds", "memory_bytes", "needed_bytes", "free_bytes")
 FINISHED = ("expert", "format", "MB", "error", "shift", "status", "MB/s", "peak MB", "file")
+UNFINISHED = ("file", "title", "MB", "done", "problem")
+
+
+class StopWish:
+    """Ctrl-C once: finish the band, keep the job, stop. Twice: stop at once."""
+
+    def __init__(self):
+        self.wished = False
+        signal.signal(signal.SIGINT, self._wish)
+
+    def _wish(self, *_) -> None:
+        if self.wished:
+            raise KeyboardInterrupt
+        self.wished = True
+
+    def __call__(self) -> bool:
+        return self.wished
 
 
 def table(rows: list[dict], columns: Iterable[str]) -> list[str]:
@@ -50,7 +70,10 @@ class ProgressBar:
             self.stream.write(bar(progress, 200) + "\n")
         self.stream.flush()
 
-    def clear(self) -> None:
+    def __enter__(self) -> "ProgressBar":
+        return self
+
+    def __exit__(self, *error) -> None:
         """Take the line away, so that what follows starts at the left."""
         if self.is_terminal:
             self.stream.write("\r\x1b[2K")
@@ -64,16 +87,41 @@ def plan_lines(experts: list, notices: list[str]) -> list[str]:
         told.append(f"{expert.role}: {expert.source.name}: {expert.variant.title}")
         for entry in expert.ledgers:
             told.append(f"  {entry['pass']}: {entry['lora']}: {entry['applied']} of {entry['keys']} keys "
-                        f"by {entry['method']} at {entry['strength']:g}")
+                        f"by {entry['method']} at {entry['strength']:g}" + (f", {entry['note']}" if "note" in entry else ""))
             told += [f"    refused {each['key']}: {each['reason']}" for each in entry["refused"]]
     return told + [f"note: {notice}" for notice in notices]
 
 
-def report_lines(report: dict) -> list[str]:
-    """The table of finished files, what it was computed on, and names that had to be changed."""
+def plan_table(rows: list[dict]) -> list[str]:
+    """Rows of a plan as a table, and whether they fit on the disk."""
+    return [*table(rows, PLANNED), *shortage(rows)]
+
+
+def shortage(rows: list[dict]) -> list[str]:
+    """A line when the files of a plan, which go into one folder, do not fit there; else none.
+
+    rows: of a plan; `needed_bytes` is the bytes that are not on the disk yet.
+    """
+    needed, free = sum(row["needed_bytes"] for row in rows), min((row["free_bytes"] for row in rows), default=0)
+    if needed <= free:
+        return []
+    return [f"does not fit: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free; free some space, or choose a folder on "
+            "another disk"]
+
+
+def leftover_lines(leftovers: list[Leftover]) -> list[str]:
+    """Unfinished jobs as a table, with why one cannot be resumed."""
+    rows = [{"file": os.path.basename(each.target), "title": each.title, "MB": each.nbytes // 10**6, "done": f"{each.done:.0%}",
+             "problem": each.problem} for each in leftovers]
+    return table(rows, UNFINISHED) if rows else ["no unfinished job"]
+
+
+def report_lines(report: dict, told: Iterable[str] = ()) -> list[str]:
+    """The table of finished files, what it was computed on, and every notice that was not `told` before."""
     rows = [_row(expert, out) for expert in report["experts"] for out in expert["outputs"]]
-    notices = [f"note: {out['notice']}" for expert in report["experts"] for out in expert["outputs"] if out.get("notice")]
-    return [*table(rows, FINISHED), f"computed on {report['device']}", *notices]
+    of_files = [out["notice"] for expert in report["experts"] for out in expert["outputs"] if out.get("notice")]
+    notices = [notice for notice in dict.fromkeys([*report["notices"], *of_files]) if notice not in told]
+    return [*table(rows, FINISHED), f"computed on {report['device']}", *(f"note: {notice}" for notice in notices)]
 
 
 def _row(expert: dict, out: dict) -> dict:

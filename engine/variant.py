@@ -6,8 +6,8 @@ the WAN classes in the order of `models`). Experts cannot be told apart by shape
 import re
 from dataclasses import dataclass
 
-from . import strict_json
 from .errors import SourceError
+from .settings import COUNTS, read_settings
 from .source import Source
 
 HEAD_DIM = 128  # num_heads = dim // 128 in every Wan model
@@ -55,7 +55,9 @@ TASKS = {
     "WAN_Animate2": ("animate", "Wan Animate 2"), "WAN21_FlowRVS": ("flow_rvs", "Wan 2.1 FlowRVS"),
     "WAN21_SCAIL": ("scail", "SCAIL"), "WAN21_SCAIL2": ("scail", "SCAIL 2"), "WAN22_WanDancer": ("wandancer", "WanDancer"),
 }
-SIZES = {5120: "14B", 3072: "5B", 1536: "1.3B"}  # by dim
+# Size -> hidden and ffn width (wan_configs of Wan-Video/Wan2.2 and Wan2.1). HuMo is a 14B with audio layers.
+WIDTHS = {"14B": (5120, 13824), "5B": (3072, 14336), "1.3B": (1536, 8960)}
+GROWN = {("WAN21_HuMo", "14B"): "17B"}
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,11 @@ class Variant:
     task: str
     title: str
 
+    @property
+    def size(self) -> str:
+        """`14B` and the like, from the width that each published size has; `d128` for any other."""
+        return _published(self.comfy_class, self.dim) or f"d{self.dim}"
+
 
 def detect(source: Source) -> Variant:
     """The variant of a base. Raises SourceError when ComfyUI would not load it: no Wan model, a block missing, no class fits."""
@@ -83,15 +90,20 @@ def detect(source: Source) -> Variant:
             raise SourceError(f"{source.path}: {key}: expected in every Wan model, found {found}; choose a complete Wan model")
     config = _shapes(source, keys)
     config["model_type"] = _model_type(keys)
-    config.update(_override(source))
+    config.update(read_settings(source))
     name = next((name for name, wanted in CLASSES.items() if all(config.get(key) == value for key, value in wanted.items())), None)
     if name is None:
         found = f"model type {config['model_type']} with {config['in_dim']} input channels"
         raise SourceError(f"{source.path}: expected a model ComfyUI knows, found {found}; ComfyUI cannot load this file")
     task, title = _task(name, config["in_dim"])
-    size = "17B" if name == "WAN21_HuMo" and config["dim"] == 5120 else SIZES.get(config["dim"], f"dim {config['dim']}")
-    fields = ("model_type", "dim", "ffn_dim", "num_heads", "num_layers", "in_dim", "out_dim")
-    return Variant(comfy_class=name, task=task, title=f"{title} {size}", **{field: config[field] for field in fields})
+    size = _published(name, config["dim"]) or f"dim {config['dim']}"
+    taken = {field: config[field] for field in ("model_type", *COUNTS)}
+    return Variant(comfy_class=name, task=task, title=f"{title} {size}", **taken)
+
+
+def _published(comfy_class: str, dim: int) -> str | None:
+    size = next((size for size, widths in WIDTHS.items() if widths[0] == dim), None)
+    return GROWN.get((comfy_class, size), size)
 
 
 def _shapes(source: Source, keys: set[str]) -> dict:
@@ -120,19 +132,6 @@ def _model_type(keys: set[str]) -> str:
     if found == "camera" and IMAGE_BRANCH not in keys:
         return "camera_2.2"
     return found or ("i2v" if IMAGE_BRANCH in keys else "t2v")
-
-
-def _override(source: Source) -> dict:
-    """What the header's metadata `config` says over the shapes: the only sign of Animate 2, FlowRVS and causal models."""
-    if "config" not in source.metadata:
-        return {}
-    try:
-        found = strict_json.parse(source.metadata["config"].encode()).get("transformer", {})
-    except ValueError as cause:
-        raise SourceError(f"{source.path}: metadata config: expected JSON, found: {str(cause)[:99]}; ComfyUI refuses it") from cause
-    if not isinstance(found, dict):
-        raise SourceError(f"{source.path}: metadata config: expected settings by name, found {str(found)[:80]}; ComfyUI refuses it")
-    return found
 
 
 def _task(name: str, in_dim: int) -> tuple[str, str]:

@@ -7,14 +7,15 @@ syncs the data and only then enters the finished keys into the job file: no wait
 import hashlib
 import os
 import zlib
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from .errors import PlanError
 from .job import Job
 from .layout import Layout
-from .system import open_write, replace, sync_folder
+from .prefix import whole_prefix
+from .system import next_free, open_write, replace, sync_folder
 
 STRETCH = 256 * 1024 * 1024                        # bytes between two syncs
 PIECE = 4 * 1024 * 1024                            # read-back unit
@@ -26,55 +27,40 @@ def raw(tensor: torch.Tensor) -> memoryview:
 
 
 class PartWriter:
-    """Writes `job.part` by `layout`, or goes on with it. `seal` ends it; `close` without it keeps the part for resuming."""
+    """Writes `job.part` by `layout`, or goes on with it. `place` ends it; `close` without it keeps the part for resuming."""
 
-    def __init__(self, layout: Layout, job: Job):
-        self.layout, self.job = layout, job
-        self.background = ThreadPoolExecutor(1, "wan22-sync")
+    def __init__(self, layout: Layout, job: Job, tick: Callable[[], object] = bool):
+        """tick is called for every piece that resuming reads back, and may raise to stop."""
+        self.layout, self.job, self.tick = layout, job, tick
         self.syncing: Future | None = None
-        self.waiting, self.unsynced, self.sealed = [], 0, False
+        self.waiting, self.unsynced, self.closed = [], 0, False
         self.body = hashlib.sha256()
-        resumes = bool(job.finished) and os.path.exists(job.part) and os.path.getsize(job.part) == layout.size
-        self.file = open_write(job.part, resume=resumes)
-        if resumes:
-            job.finished = self._whole_prefix(job.finished)
-        else:
+        if not os.path.exists(job.path):
+            job.save()                             # before the part: a part without a record is taken for somebody else's
+        self.file = open_write(job.part, resume=os.path.exists(job.part))
+        try:
+            self.file.claim()
+        except BaseException:
+            self.file.close()                      # it is somebody else's now: it stays as it is
+            raise
+        self.background = ThreadPoolExecutor(1, "wan22-sync")
+        try:
             self._begin()
+        except BaseException:
+            self.abandon()
+            raise
         self.done = {row["key"]: row["report"] for row in job.finished}
         self.resumed = len(self.done)
 
     def _begin(self) -> None:
-        self.job.finished = []
-        try:
-            self.file.preallocate(self.layout.size)
-        except (OSError, PlanError):
-            self.file.close()                      # the disk is too small: nothing was written, nothing stays
-            os.unlink(self.job.part)
-            raise
+        if self.job.finished:
+            self.job.finished, self.body = whole_prefix(self.file, self.layout, self.job.finished, self.tick)
+        if not self.job.finished:
+            self.file.clear()
+        self.file.preallocate(self.layout.size)    # on a resume too: a system that reserves nothing left the part short
         self.file.write_at(0, self.layout.header)
-        for name, content in self.layout.constants.items():
-            self.file.write_at(self.layout.tensors[name][1], content)
+        self.job.sealed = None
         self.job.save()
-
-    def _whole_prefix(self, rows: list[dict]) -> list[dict]:
-        """The rows whose bytes are on disk as they were recorded; the running hash is left at the end of the last of them."""
-        at, running = len(self.layout.header), hashlib.sha256()
-        for number, row in enumerate(rows):
-            while at < row["end"]:
-                piece = self.file.read_at(at, min(PIECE, row["end"] - at))
-                running.update(piece)
-                at += len(piece)
-            if running.hexdigest() != row["prefix"] or self._sides_checksum(row["sides"]) != row["crc"]:
-                return rows[:number]
-            self.body = running.copy()
-        return rows
-
-    def _sides_checksum(self, names: list[str]) -> int:
-        checksum = 0
-        for name in names:
-            spec, start = self.layout.tensors[name]
-            checksum = zlib.crc32(self.file.read_at(start, spec.nbytes), checksum)
-        return checksum
 
     def write(self, name: str, first_row: int, tensor: torch.Tensor) -> memoryview:
         """Put rows of `name`, from `first_row` on, at their place; returns the bytes, to be given to `hash` in file order. Any
@@ -96,6 +82,8 @@ class PartWriter:
         """Take the next bytes of the body into the hash; main thread, in file order."""
         self.body.update(content)
         self.unsynced += len(content)
+        if self.unsynced >= STRETCH:
+            self.enter()
 
     def finish_key(self, key: str, last: str, sides: dict[str, torch.Tensor], report: dict) -> None:
         """All bands of `key` are written and hashed. last: the body's last tensor of it; sides: its tensors without rows."""
@@ -106,12 +94,9 @@ class PartWriter:
         self.waiting.append({"key": key, "end": start + spec.nbytes, "prefix": self.body.copy().hexdigest(), "sides": list(sides),
                              "crc": checksum, "report": report})
         self.done[key] = report
-        if self.unsynced >= STRETCH:
-            self._enter()
 
-    def _enter(self) -> None:
-        """Hand the finished keys to the background: sync, then record. Waits for the stretch before, so that no more than two are
-        dirty."""
+    def enter(self) -> None:
+        """Hand the finished keys to the background: sync, then record. Waits for the stretch before: at most two are dirty."""
         self._settle()
         rows, self.waiting, self.unsynced = self.waiting, [], 0
         self.syncing = self.background.submit(self._sync_and_record, rows)
@@ -127,20 +112,30 @@ class PartWriter:
             waited.result()
 
     def close(self) -> None:
-        """Let go of the file. Unless it was sealed, what is finished is synced and recorded first, for resuming."""
-        if self.sealed:
+        """Let go of the file. Unless it was placed, what is finished is synced and recorded first, for resuming."""
+        if self.closed:
             return
-        self.sealed = True
+        self.closed = True
         try:
-            self._enter()
+            self.enter()
             self._settle()
         finally:
             self.background.shutdown(wait=True)
             self.file.close()
 
+    def abandon(self) -> None:
+        """Let go of a part into which nothing was written yet, and remove it; one that holds finished keys stays."""
+        self.closed = True
+        self.background.shutdown(wait=True)
+        self.file.close()
+        if not self.job.finished:
+            self.job.discard()
+
     def complete(self) -> str:
-        """Hash the tail, put the hash into the header, sync. Returns the SHA-256 of all data after the header."""
-        self._enter()
+        """Write and hash the tail, put the hash into the header, sync. Returns the SHA-256 of all data after the header."""
+        for name, content in self.layout.constants.items():
+            self.file.write_at(self.layout.tensors[name][1], content)
+        self.enter()
         self._settle()
         running, at = self.body.copy(), self.layout.tail
         while at < self.layout.size:
@@ -151,12 +146,19 @@ class PartWriter:
         self.file.sync()
         return running.hexdigest()
 
-    def seal(self, target: str) -> tuple[str, str | None]:
-        """Give the complete, verified part its final name. Returns the name used and why another was taken, if one was.
+    def place(self, told: dict, *, overwrite: bool) -> tuple[str, str | None]:
+        """Give the complete, verified part its final name. told: its section of the report, kept for a crash right after.
 
-        The job file stays: whoever records that the file is finished removes it after that, so that no crash makes a second copy.
+        Returns the name used, and why another was taken: a file that came meanwhile is replaced only with `overwrite`.
         """
         self.close()
-        used, why = replace(self.job.part, target)
+        stat = os.stat(self.job.part)
+        self.job.sealed = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "told": told}
+        self.job.save()
+        target, why = self.job.target, None
+        if os.path.exists(target) and not overwrite:
+            target = next_free(target)
+            why = f"{os.path.basename(self.job.target)} was made by somebody else meanwhile, saved as {os.path.basename(target)}"
+        used, held = replace(self.job.part, target)
         sync_folder(os.path.dirname(used))
-        return used, why
+        return used, held or why

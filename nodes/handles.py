@@ -16,7 +16,9 @@ class Lora:
     low: str | None
     strength_high: float
     strength_low: float
-    method: str | None = None                      # None: the method of the pass
+    method: str | None = None                      # asked; None: the method of the pass
+    resolved: str | None = None                    # what planning made of it, for this model
+    off: tuple[str, ...] = ()                      # experts whose file is switched off
     doubts: tuple[str, ...] = ()                   # why a file may sit on the wrong expert
 
     @property
@@ -28,7 +30,10 @@ class Lora:
         strength = {"high_noise": self.strength_high, "low_noise": self.strength_low, "model": self.strength_high}
         path = {"high_noise": self.high, "low_noise": self.low, "model": self.high}
         files = {role: path[role] for role in roles if path[role]}
-        return {"files": files, "strength": {role: strength[role] for role in files}, "method": self.method} if files else None
+        if not files:
+            return None
+        strengths = {role: strength[role] for role in files}
+        return {"files": files, "strength": strengths, "method": self.method, "resolved": self.resolved}
 
 
 @dataclass(frozen=True, repr=False)

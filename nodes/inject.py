@@ -8,16 +8,24 @@ from ..engine.errors import LoraError, RecipeError
 from ..engine.plan import plan_recipe
 from . import sockets
 from .handles import Dit, MergePass, Recipe
-from .ledger_text import describe_plan
+from .ledger_text import describe_plan, unused
+from .progress import stoppable
 from .recipes import recipe_of, reports_folder
+from .widgets import check_within
 
+FACTORS = (0.0, 4.0)                               # as in the recipe
+CONSTANTS = (0.0, 100.0)                           # as in the recipe
+PREFIX = "classic_"                                # of the widgets; another method will bring constants of its own
 # Values of the original Action-Master engine, and what each does in its formulas.
 CLASSIC = {
     "novelty": (1.5, "a layer is new where the variance of its change is more than this many times that of the base."),
-    "sensitivity_new": (0.4, "in a new layer, changes above this many times their mean size pass; lower keeps more."),
-    "sensitivity_refine": (1.8, "in a layer the base knows, changes above this many times their mean size pass; lower keeps more."),
-    "limit_new": (0.08, "when the largest change of a new layer exceeds this weight value, the whole change is scaled to it."),
-    "limit_refine": (0.05, "when the largest change of a known layer exceeds this weight value, the whole change is scaled to it."),
+    "sensitivity_new": (0.4, "in a new layer, a change below this many times the mean size becomes zero; lower keeps more."),
+    "sensitivity_refine": (1.8, "in a layer that is not new, a change below this many times the mean size becomes zero; lower "
+                                "keeps more."),
+    "limit_new": (0.08, "when the largest change of a new layer, before the strength, exceeds this weight value, the layer's whole "
+                        "change is scaled down to it."),
+    "limit_refine": (0.05, "when the largest change of a layer that is not new, before the strength, exceeds this weight value, "
+                           "the layer's whole change is scaled down to it."),
 }
 
 
@@ -38,9 +46,10 @@ class Wan22ActionMasterInject(io.ComfyNode):
                     "recipe", optional=True, tooltip="Passes of another Inject, put on this model as they are, in place of stack."),
                 io.Combo.Input(
                     "method", options=["auto", "addition", "classic"], default="auto",
-                    tooltip="addition: exactly as trained. classic: the original gate, which keeps what stands out and limits the "
-                            "rest. auto: the recommended one, today addition; what it became is shown and saved."),
-                io.Float.Input("global_factor", default=1.0, min=0.0, max=4.0, step=0.01,
+                    tooltip="addition: exactly as trained. classic: the original gate: in each layer it zeroes changes below a "
+                            "threshold of their mean size, and scales the layer's whole change down when its largest value exceeds "
+                            "a limit. auto: the recommended one, today addition; what it became is shown and saved."),
+                io.Float.Input("global_factor", default=1.0, min=FACTORS[0], max=FACTORS[1], step=0.01,
                                tooltip="Multiplies every strength of this pass."),
                 io.String.Input("pass_name", default="", placeholder="name of the pass (empty: numbered)",
                                 tooltip="Name of this pass in reports. Empty: Pass 1, Pass 2, ..."),
@@ -50,7 +59,8 @@ class Wan22ActionMasterInject(io.ComfyNode):
                             "they are added as trained unless you insist here."),
                 io.Combo.Input("on_mismatch", options=["error", "warn"], default="error", advanced=True,
                                tooltip="What happens to a LoRA whose name or header says it is made for the other expert."),
-                *(io.Float.Input(name, default=value, min=0.0, max=5.0, step=0.01, advanced=True, tooltip=f"Of classic: {what}")
+                *(io.Float.Input(PREFIX + name, default=value, min=CONSTANTS[0], max=CONSTANTS[1], step=0.01, advanced=True,
+                                 tooltip=f"Of classic: {what}")
                   for name, (value, what) in CLASSIC.items()),
             ],
             outputs=[
@@ -66,37 +76,41 @@ class Wan22ActionMasterInject(io.ComfyNode):
                 stack=None, recipe=None, **classic) -> io.NodeOutput:
         if (stack is None) == (recipe is None):
             raise RecipeError("inject: expected LoRAs by stack or by recipe, one of the two; connect a LoRA Pair to stack")
+        check_within("inject: global_factor", global_factor, *FACTORS)
+        for name, value in classic.items():
+            check_within(f"inject: {name}", value, *CONSTANTS)
         if recipe is None:
+            constants = tuple((name.removeprefix(PREFIX), value) for name, value in classic.items())
             name = pass_name.strip() or f"Pass {len(dit.passes) + 1}"
-            added = (MergePass(name, method, global_factor, gate_distillation, tuple(classic.items()), stack.loras),)
+            added = (MergePass(name, method, global_factor, gate_distillation, constants, stack.loras),)
         else:
             added = recipe.passes
         notes = check_experts(added, dit, on_mismatch)
         merged = replace(dit, passes=(*dit.passes, *added))
-        with plan_recipe(recipe_of(merged), Path(reports_folder())) as plan:
+        planned = recipe_of(merged, device="cpu")  # headers need no card
+        with stoppable() as wish, plan_recipe(planned, Path(reports_folder()), should_stop=wish) as plan:
             merged = replace(merged, passes=with_resolved_methods(merged.passes, plan.recipe, merged.roles))
             report = "\n".join([*describe_plan(plan), *notes])
         return io.NodeOutput(merged, Recipe(merged.passes), report, ui={"text": (report,)})
 
 
 def check_experts(passes: tuple[MergePass, ...], dit: Dit, on_mismatch: str) -> list[str]:
-    """Notes on LoRAs that may sit on the wrong expert, or on none. Raises LoraError where `on_mismatch` says so."""
+    """Notes on LoRA files that may sit on the wrong expert, or on none. Raises LoraError where `on_mismatch` says so."""
     loras = [lora for merge_pass in passes for lora in merge_pass.loras]
     doubts = [] if "model" in dit.roles else [doubt for lora in loras for doubt in lora.doubts]
     if doubts and on_mismatch == "error":
         raise LoraError(f"{doubts[0]}; swap the two files in LoRA Pair, or set on_mismatch to warn")
-    idle = [lora.name for lora in loras if lora.as_json(dit.roles) is None]
-    return doubts + [f"not used: {name} is for an expert that is not loaded" for name in idle]
+    return doubts + [line for lora in loras for line in unused(lora, dit.roles)]
 
 
 def with_resolved_methods(passes: tuple[MergePass, ...], planned, roles: tuple[str, ...]) -> tuple[MergePass, ...]:
-    """The passes with each LoRA's method as planned, so that what `auto` became is fixed from here on.
+    """The passes with what became of each LoRA's method beside the asked one, which a later plan needs to tell the difference.
 
     planned: the plan's recipe; its passes hold the same LoRAs in the same order, without those for no loaded expert.
     """
     done = []
     for merge_pass, plan_pass in zip(passes, planned.passes, strict=True):
-        methods = iter([entry.resolved or entry.method for entry in plan_pass.loras])
+        methods = iter([entry.resolved for entry in plan_pass.loras])
         done.append(replace(merge_pass, loras=tuple(
-            replace(lora, method=next(methods)) if lora.as_json(roles) else lora for lora in merge_pass.loras)))
+            replace(lora, resolved=next(methods) if lora.as_json(roles) else None) for lora in merge_pass.loras)))
     return tuple(done)

@@ -8,8 +8,10 @@ from ..engine.lora import open_lora
 from ..engine.roles import partner, role_of
 from . import paths, sockets
 from .handles import Lora, LoraStack
+from .widgets import check_within
 
 OF_PASS = "(of the pass)"
+STRENGTHS = (-100.0, 100.0)                        # as in the recipe and in LoraLoader of ComfyUI
 NO_FILE = {paths.NONE, paths.AUTO_PAIR, paths.SAME_FILE}
 
 
@@ -17,7 +19,7 @@ class Wan22LoraPair(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         loras = paths.loras()
-        strength = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.01}
+        strength = {"default": 1.0, "min": STRENGTHS[0], "max": STRENGTHS[1], "step": 0.01}
         return io.Schema(
             node_id="Wan22LoraPair",
             display_name="LoRA Pair (Wan 2.2)",
@@ -59,10 +61,14 @@ class Wan22LoraPair(io.ComfyNode):
     @classmethod
     def execute(cls, lora_high, lora_low, strength_high, strength_low, enabled_high, enabled_low, method,
                 stack=None) -> io.NodeOutput:
+        check_within("lora pair: strength_high", strength_high, *STRENGTHS)
+        check_within("lora pair: strength_low", strength_low, *STRENGTHS)
         high = None if lora_high == paths.NONE else paths.lora_path(lora_high)
         low = choose_low(high, lora_low, needed=enabled_low)
+        off = (*(["high_noise"] if high and not enabled_high else ()), *(["low_noise"] if low and not enabled_low else ()))
         high, low = high if enabled_high else None, low if enabled_low else None
-        lora = Lora(high, low, strength_high, strength_low, None if method == OF_PASS else method, doubts(high, low))
+        asked = None if method == OF_PASS else method
+        lora = Lora(high, low, strength_high, strength_low, asked, off=off, doubts=doubts(high, low))
         loras = (stack or LoraStack()).loras + ((lora,) if high or low else ())
         return io.NodeOutput(LoraStack(loras), ui={"text": (describe(lora, lora_low),)})
 

@@ -13,7 +13,7 @@ from ..engine.run import measure
 from . import sockets
 from .judge import WORDS, for_browser, judged, summary
 from .plot import draw
-from .progress import device_for, watched
+from .progress import device_for, stoppable, watched
 from .quantize import ALL, EXPERTS, chosen_roles
 from .recipes import recipe_of, reports_folder
 
@@ -59,8 +59,9 @@ class Wan22StabilityMeter(io.ComfyNode):
             raise RecipeError(f"stability meter: stable_below {stable_below:g} is above volatile_above {volatile_above:g}")
         roles = chosen_roles(dit, experts)
         measured = replace(dit, experts=tuple(row for row in dit.experts if row[0] in roles))
-        reports = Path(reports_folder())
-        with plan_recipe(recipe_of(measured, device=device_for("auto")), reports) as plan, watched(cls.hidden.unique_id) as watch:
+        recipe, reports = recipe_of(measured, device=device_for("auto")), Path(reports_folder())
+        with (stoppable() as wish, plan_recipe(recipe, reports, should_stop=wish) as plan,
+              watched(cls.hidden.unique_id, plan.device.torch_device.type) as watch):
             report = measure(plan, reports=reports, should_stop=watch.should_stop, on_progress=watch.on_progress)
         report = judged(report, stable_below, volatile_above, top_k)
         meters = {expert["role"]: expert["meter"] for expert in report["experts"]}

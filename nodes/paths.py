@@ -48,13 +48,14 @@ def inside(folder: str, path: str) -> bool:
 
 
 def save_roots() -> dict[str, str]:
-    """Label -> root of `diffusion_models`, the one people expect first.
+    """Label -> root of `diffusion_models`; first, and named so everywhere, ComfyUI's own models/diffusion_models.
 
     A label is the shortest end of the path that tells the roots apart: a workflow that is passed on names no home folder.
     `folder_paths` lists `models/unet` first, or whatever extra_model_paths.yaml puts there.
     """
+    own = os.path.normcase(os.path.join(folder_paths.models_dir, "diffusion_models"))
     roots = list(dict.fromkeys(folder_paths.get_folder_paths("diffusion_models")))
-    roots.sort(key=lambda root: Path(root).name != "diffusion_models")
+    roots.sort(key=lambda root: (os.path.normcase(root) != own, Path(root).name != "diffusion_models"))
     labels: dict[str, str] = {}
     for root in roots:
         parts = Path(root).parts

@@ -4,7 +4,7 @@ The engine runs outside ComfyUI's inference mode, as it does on the command line
 BaseException that a progress update raises: the wish is kept and told by `should_stop`.
 """
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import comfy.model_management
@@ -61,18 +61,28 @@ def line(progress) -> str:
 
 
 @contextmanager
-def watched(node: str, stopped: str = "stopped at {share:.0%}") -> Iterator[Watch]:
-    """Run an engine call under a Watch; the engine's Stopped becomes ComfyUI's own interrupt.
+def stoppable() -> Iterator[Callable[[], bool]]:
+    """Give an engine call ComfyUI's stop button as `should_stop`; its Stopped becomes ComfyUI's own interrupt."""
+    try:
+        yield comfy.model_management.processing_interrupted
+    except Stopped:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        raise comfy.model_management.InterruptProcessingException from None
 
-    stopped: what the node then says; {share} is how far it came. Models that ComfyUI holds on the card make room as for any other.
+
+@contextmanager
+def watched(node: str, device: str, stopped: str = "stopped at {share:.0%}") -> Iterator[Watch]:
+    """Run an engine call under a Watch, inside `stoppable`.
+
+    device: kind of device that the engine computes on; unless it is cpu, models that ComfyUI holds on the card make room.
+    stopped: what the node says when it is; {share} is how far it came.
     """
-    watch, card = Watch(node), comfy.model_management.get_torch_device()
-    if card.type != "cpu":
-        comfy.model_management.free_memory(CARD_BYTES, card)
+    watch = Watch(node)
+    if device != "cpu":
+        comfy.model_management.free_memory(CARD_BYTES, comfy.model_management.get_torch_device())
     try:
         with torch.inference_mode(mode=False):
             yield watch
     except Stopped:
         watch.say(stopped.format(share=watch.share))
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        raise comfy.model_management.InterruptProcessingException from None
+        raise

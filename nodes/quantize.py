@@ -24,7 +24,7 @@ class Wan22Quantize(io.ComfyNode):
                         "base and one merge, rounded once.",
             search_aliases=["quantize", "quantise", "fp8", "float8", "scaled fp8", "bf16", "fp16", "convert", "precision"],
             inputs=[
-                sockets.Dit.Input("dit", tooltip="The model to save, merged or not."),
+                sockets.Dit.Input("model", display_name="dit", tooltip="The model to save, merged or not."),
                 io.Combo.Input(
                     "format", options=list(FORMATS), default=FORMATS[0],
                     tooltip="float8_e4m3fn: half the size of bf16, fast on RTX 40 and newer. bf16: a master, rounded once. fp16: "
@@ -48,12 +48,14 @@ class Wan22Quantize(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, dit, format, activations, experts, more=None) -> io.NodeOutput:
-        if more is not None and more.dit != dit:
+    def execute(cls, model, format, activations, experts, more=None) -> io.NodeOutput:
+        if more is not None and more.dit != model:
             raise RecipeError("quantize: more comes from another model or merge; chain only Quantize nodes with the same dit")
-        outputs = (*(more.outputs if more else ()), Output(format, ACTIVATIONS[activations], chosen_roles(dit, experts)))
+        output, earlier = Output(format, ACTIVATIONS[activations], chosen_roles(model, experts)), more.outputs if more else ()
+        check_once(output, earlier)
+        outputs = (*earlier, output)
         estimate = "\n".join(describe(output) for output in outputs)
-        return io.NodeOutput(Job(dit, outputs), estimate, ui={"text": (estimate,)})
+        return io.NodeOutput(Job(model, outputs), estimate, ui={"text": (estimate,)})
 
 
 def chosen_roles(dit, experts: str) -> tuple[str, ...]:
@@ -61,6 +63,14 @@ def chosen_roles(dit, experts: str) -> tuple[str, ...]:
     if experts != ALL and experts not in dit.roles:
         raise RecipeError(f"experts is {experts}, but loaded is {' and '.join(dit.roles).replace('model', 'one file')}; choose all")
     return dit.roles if experts == ALL else (experts,)
+
+
+def check_once(output: Output, earlier: tuple[Output, ...]) -> None:
+    """Raise RecipeError when a Quantize before asks for the same format of the same expert."""
+    for role in output.experts:
+        if any(role in other.experts and other.format == output.format for other in earlier):
+            whose = "" if role == "model" else f" of {role}"
+            raise RecipeError(f"quantize: {output.format}{whose} is asked for twice, here and by more; change format or experts")
 
 
 def describe(output: Output) -> str:

@@ -12,9 +12,10 @@ from ..engine.run import run
 from . import freshness, paths, sockets
 from .handles import Files
 from .judge import finite
-from .progress import device_for, watched
+from .progress import device_for, stoppable, watched
 from .recipes import recipe_of, reports_folder
-from .save_text import headers, leftover_lines, result_lines, saved_files, table
+from .save_text import headers, leftover_lines, plan_lines, result_lines, saved_files, table
+from .widgets import check_filled
 
 CUSTOM = "custom"
 SAVED = "wan22_master.saved"                       # event that web/index.js answers with a toast and fresh model lists
@@ -49,20 +50,24 @@ class Wan22SaveModel(io.ComfyNode):
     @classmethod
     def execute(cls, job, title, version, name, custom_name, folder, subfolder, on_exists, metadata, lora_names, plan_only,
                 device) -> io.NodeOutput:
+        check_filled("save model: title", title)
+        if name == CUSTOM:
+            check_filled("save model: custom_name", custom_name)
         target, reports = paths.save_folder(folder, subfolder), Path(reports_folder())
         save = {"folder": target, "name": custom_name if name == CUSTOM else name, "metadata": metadata, "lora_names": lora_names,
                 "on_exists": on_exists}
         recipe = recipe_of(job.dit, job.outputs, title=title, title_version=version, save=save, device=device_for(device))
-        with plan_recipe(recipe, reports) as plan:
+        with stoppable() as wish, plan_recipe(recipe, reports, check_space=not plan_only, should_stop=wish) as plan:
             rows, header = plan.rows(), headers(plan)
             told = {"wan22_table": (table(rows),)}
             if plan_only:
-                told["text"] = ("\n".join([*plan.notices, "plan only: nothing was written", *leftover_lines(target)]),)
+                told["text"] = ("\n".join([*plan_lines(rows, plan.notices), *leftover_lines(target)]),)
                 nothing = ExecutionBlocker(None)
                 planned = json.dumps({"plan": rows, "notices": plan.notices})
                 return io.NodeOutput(nothing, nothing, nothing, header, planned, ui=told)
             os.makedirs(target, exist_ok=True)
-            with watched(cls.hidden.unique_id, "stopped at {share:.0%}; queue again to go on from there") as watch:
+            kind, stopped = plan.device.torch_device.type, "stopped at {share:.0%}; queue again to go on from there"
+            with watched(cls.hidden.unique_id, kind, stopped) as watch:
                 report = run(plan, reports=reports, should_stop=watch.should_stop, on_progress=watch.on_progress)
         report = finite(report)
         files = saved_files(report)
@@ -93,7 +98,7 @@ def _widgets() -> list[io.Input]:
                        tooltip="publish: title, LoRAs, base, hashes, strengths; no folder, prompt or workflow. private: all, the "
                                "recipe with its folders too. none: nothing. The header output shows it."),
         io.Boolean.Input("lora_names", default=True, tooltip="Off: publish names LoRAs by their hash alone."),
-        io.Boolean.Input("plan_only", default=False, tooltip="Write nothing: show files, bytes, time and memory."),
+        io.Boolean.Input("plan_only", default=False, tooltip="Write nothing: show files, bytes, time, memory and free space."),
         io.Combo.Input("device", options=["auto", "cpu"], default="auto", advanced=True,
                        tooltip="auto: the graphics card if it passes a self-test, else the processor. cpu: never the card."),
     ]

@@ -2,18 +2,24 @@
 import json
 import os
 
-from ..engine.job import find_leftovers
+from ..engine.job import Leftover, find_leftovers
+from ..engine.terminal import shortage
 from .handles import SavedFile
 
-COLUMNS = ("expert", "format", "size", "state", "time", "memory", "file")
+COLUMNS = ("expert", "format", "size", "state", "time", "memory", "free", "file")
 
 
 def table(rows: list[dict]) -> dict:
     """Plan rows in words: {"head": [...], "rows": [[...]]}; a column of experts only where there is a pair."""
     first = 0 if any(row["expert"] != "model" for row in rows) else 1
     told = [[row["expert"], row["format"], size(row["bytes"]), row["state"], duration(row["seconds"]), size(row["memory_bytes"]),
-             row["file"]] for row in rows]
+             size(row["free_bytes"]), row["file"]] for row in rows]
     return {"head": list(COLUMNS[first:]), "rows": [row[first:] for row in told]}
+
+
+def plan_lines(rows: list[dict], notices: list[str]) -> list[str]:
+    """What plan_only says below its table: whether the files fit on the disk first of all."""
+    return [*shortage(rows), *(f"note: {notice}" for notice in notices), "plan only: nothing was written"]
 
 
 def headers(plan) -> str:
@@ -45,9 +51,15 @@ def result_lines(report: dict) -> list[str]:
 
 def leftover_lines(folder: str) -> list[str]:
     """Unfinished files of earlier runs in `folder`: they wait for their job, and take room until then."""
-    leftovers = find_leftovers(folder) if os.path.isdir(folder) else []
-    return [f"unfinished: {os.path.basename(each.target)}, {each.done:.0%}, {size(each.nbytes)}; queue its job again to go on, or "
-            "delete its .part and .job.json files" for each in leftovers]
+    return [_leftover_line(each) for each in find_leftovers(folder)] if os.path.isdir(folder) else []
+
+
+def _leftover_line(leftover: Leftover) -> str:
+    name = os.path.basename(leftover.target)
+    if leftover.problem:
+        return f"unfinished: {name}, {size(leftover.nbytes)}, cannot go on: {leftover.problem}"
+    return (f"unfinished: {name}, {leftover.done:.0%}, {size(leftover.nbytes)}; queue its job again to go on, or delete its .part "
+            "and .job.json files")
 
 
 def size(count: int) -> str:

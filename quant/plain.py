@@ -3,7 +3,7 @@
 Relative error of one rounding, on Gaussian weights: BF16 0.0017 (8 significant bits), FP16 0.0002 (11). FP16 ends at 65504 and
 loses bits below 2**-14 = 6.1e-5; Wan's weights fit, and a small delta keeps eight times more of itself than in BF16.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,6 +14,7 @@ class Plain:
 
     NAME: str
     STORED: torch.dtype
+    kept: bool = False                             # the base's own dtype, not the one that was asked for
     measure = None                                 # nothing about the whole tensor has to be known
 
     def outputs(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
@@ -33,9 +34,13 @@ class Plain:
         flat = stored.reshape(-1).float() if torch.float16 == self.STORED else band.reshape(-1)
         if not torch.isfinite(torch.dot(flat, flat)) and not torch.isfinite(stored).all():
             if torch.isfinite(band).all():
-                raise ValueError(f"a value of {band.abs().amax().item():.3g} does not fit into {self.NAME}; choose bf16 or fp32")
+                raise ValueError(f"a value of {band.abs().amax().item():.3g} does not fit into {self.NAME}; {self._way_out()}")
             raise ValueError("weight holds NaN or inf; check the LoRA strengths, or the file it came from")
         return {"": stored.clone() if stored is band else stored}
+
+    def _way_out(self) -> str:
+        wider = "bf16" if self.NAME == "fp16" else "fp32"
+        return f"this tensor keeps the base's {self.NAME}; choose fp32, or a {wider} base" if self.kept else "choose bf16 or fp32"
 
     def dequantize(self, parts: dict[str, torch.Tensor]) -> torch.Tensor:
         """float32 again."""
@@ -43,4 +48,4 @@ class Plain:
 
 
 BF16, FP16, FP32 = Plain("bf16", torch.bfloat16), Plain("fp16", torch.float16), Plain("fp32", torch.float32)
-OF_DTYPE = {plain.STORED: plain for plain in (BF16, FP16, FP32)}
+KEPT = {plain.STORED: replace(plain, kept=True) for plain in (BF16, FP16, FP32)}

@@ -2,6 +2,8 @@
 
 Tests marked `gpu` or `comfyui` are skipped, with the reason, where there is none.
 """
+import json
+import math
 import os
 import sys
 import types
@@ -30,3 +32,25 @@ def pytest_collection_modifyitems(items):
 def comfyui_path() -> Path:
     """The folder of the ComfyUI checkout; for tests marked `comfyui`."""
     return COMFYUI
+
+
+@pytest.fixture
+def write_huge_model():
+    """Writes the header of a model of 5 TB and a hole for its data: more than a disk has, and planned from the header alone."""
+    if os.name == "nt":
+        pytest.skip("truncate makes no hole there")
+
+    def write(path: Path) -> Path:
+        from wan22_master.engine.synthetic import Sizes, model_shapes
+
+        entries, offset = {}, 0
+        for key, shape in model_shapes(Sizes(dim=1024, ffn=30_000_000, blocks=40)).items():
+            stop = offset + 2 * math.prod(shape)
+            entries[key], offset = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, stop]}, stop
+        header = json.dumps(entries).encode()
+        with open(path, "wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            file.truncate(8 + len(header) + offset)
+        return path
+
+    return write

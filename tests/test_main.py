@@ -51,6 +51,16 @@ def test_plan_only_tells_files_and_bytes_and_writes_no_model(recipe, capsys):
     assert not list(recipe.parent.glob("out/*.safetensors*"))
 
 
+def test_plan_only_tells_the_table_where_the_disk_is_too_small_and_run_refuses(recipe, capsys, write_huge_model):
+    huge_model = write_huge_model(recipe.parent / "huge.safetensors")
+    said = json.loads(recipe.read_text())
+    recipe.write_text(json.dumps({**said, "experts": {"model": str(huge_model)}, "passes": [], "outputs": [{"format": "fp32"}]}))
+    assert command.main(["run", str(recipe), "--plan-only"]) == 0
+    told = capsys.readouterr().out
+    assert "demo_t2v_fp32.safetensors" in told and told.splitlines()[-1].startswith("does not fit: ")
+    assert command.main(["run", str(recipe)]) == 2 and "are needed" in capsys.readouterr().err
+
+
 def test_a_mistake_in_the_recipe_is_one_line_and_status_2(recipe, capsys):
     said = json.loads(recipe.read_text())
     recipe.write_text(json.dumps({**said, "experts": {"model": "gone.safetensors"}, "passes": []}))
@@ -89,6 +99,34 @@ def test_a_stopped_job_is_listed_resumed_and_ends_as_if_never_stopped(recipe, ca
         assert command.main(["resume", str(out / part)]) == 0
     assert {name: (out / name).read_bytes() for name in (part.removesuffix(".part") for part in parts)} == {
         part.removesuffix(".part"): whole[part.removesuffix(".part")] for part in parts}
+
+
+def test_resume_uses_the_reports_folder_it_was_begun_with_and_names_a_changed_lora(recipe, tmp_path, capsys, monkeypatch):
+    calls = []
+    monkeypatch.setattr(command.StopWish, "__call__", lambda self: calls.append(1) or len(calls) > 30)
+    assert command.main(["run", str(recipe), "--reports", str(tmp_path / "told")]) == 130
+    lora = recipe.parent / "in" / "native_lora_high_noise.safetensors"
+    body = bytearray(lora.read_bytes())
+    body[-1] ^= 1
+    lora.write_bytes(body)
+    part = next((recipe.parent / "out").glob("*.part"))
+    monkeypatch.setattr(command.StopWish, "__call__", lambda self: False)
+    capsys.readouterr()
+    assert command.main(["resume", str(part)]) == 0
+    told = capsys.readouterr().out
+    assert f"note: {part.name.removesuffix('.part')}: changed since it was begun: {lora.name}" in told
+    assert list((tmp_path / "told").glob("report-*.json")) and not (recipe.parent / "out" / "reports").exists()
+
+
+def test_the_hint_names_the_example_and_the_files_that_the_demo_wrote(recipe, tmp_path, monkeypatch):
+    (tmp_path / "main.py").touch()
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    told = "\n".join(command.as_graph(command.load(recipe)))
+    assert str(tmp_path / "custom_nodes") in told and "merge_two_loras_save_fp8.json" in told and command.EXAMPLE.is_file()
+    for name in ("wan2.2_t2v_high_noise", "native_lora_high_noise", "kohya_lora_high_noise"):
+        assert f"{name}.safetensors" in told and (recipe.parent / "in" / f"{name}.safetensors").is_file()
+    monkeypatch.setattr(command, "find_comfyui", lambda: None)
+    assert command.as_graph(command.load(recipe)) == []
 
 
 def test_a_leftover_is_deleted_by_name_and_another_name_is_refused(recipe, capsys, monkeypatch):

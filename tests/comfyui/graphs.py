@@ -6,7 +6,8 @@ STYLE = "my_style_high_noise.safetensors"
 SINGLE_LORA = "my_5B_style.safetensors"
 CLIP, VAE = "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "wan_2.1_vae.safetensors"
 LOAD, LORA_1, LORA_2, INJECT, METER, QUANTIZE, SAVE = "1", "2", "3", "4", "5", "6", "7"
-CLASSIC = {"novelty": 1.5, "sensitivity_new": 0.4, "sensitivity_refine": 1.8, "limit_new": 0.08, "limit_refine": 0.05}
+CLASSIC = {"classic_novelty": 1.5, "classic_sensitivity_new": 0.4, "classic_sensitivity_refine": 1.8, "classic_limit_new": 0.08,
+           "classic_limit_refine": 0.05}
 
 
 def node(kind: str, **inputs) -> dict:
@@ -22,7 +23,7 @@ def lora_pair(high: str, strength: float = 1.0, **changes) -> dict:
 
 def quantize(dit: list, format_name: str = "float8_e4m3fn", **changes) -> dict:
     """Quantize with its defaults."""
-    defaults = {"dit": dit, "format": format_name, "activations": "fast, uncalibrated", "experts": "all"}
+    defaults = {"model": dit, "format": format_name, "activations": "fast, uncalibrated", "experts": "all"}
     return node("Wan22Quantize", **(defaults | changes))
 
 

@@ -17,7 +17,7 @@ def sha256(path) -> str:
 def big_job(**changes) -> dict:
     graph = single_job(model="big.safetensors", **changes)
     return {place: each for place, each in graph.items() if place in {LOAD, SAVE, "8"}} | {
-        "8": {**graph["8"], "inputs": {**graph["8"]["inputs"], "dit": [LOAD, 0], "format": "fp32"}},
+        "8": {**graph["8"], "inputs": {**graph["8"]["inputs"], "model": [LOAD, 0], "format": "fp32"}},
         SAVE: {**graph[SAVE], "inputs": {**graph[SAVE]["inputs"], "job": ["8", 0]}}}
 
 

@@ -85,7 +85,23 @@ def test_plan_only_shows_the_table_writes_nothing_and_stops_what_follows(clean):
     outputs = clean.run(main_job(plan_only=True) | LOAD_AND_REPORT)
     assert names(clean) == before and "31" not in outputs
     table = outputs[SAVE]["wan22_table"][0]
-    assert [row[-1] for row in table["rows"]] == FILES and table["head"][0] == "expert"
+    assert [row[-1] for row in table["rows"]] == FILES and table["head"][0] == "expert" and "free" in table["head"]
+
+
+def test_plan_only_shows_the_table_also_where_the_disk_is_too_small_and_a_run_refuses(clean, write_huge_model):
+    write_huge_model(clean.models() / "huge.safetensors")
+    job = graphs.single_job(model="huge.safetensors")
+    graph = {LOAD: job[LOAD], QUANTIZE: graphs.quantize([LOAD, 0]), SAVE: graphs.save([QUANTIZE, 0], plan_only=True)}
+    outputs = clean.run(graph)
+    assert len(outputs[SAVE]["wan22_table"][0]["rows"]) == 1 and text_of(outputs, SAVE).startswith("does not fit: ")
+    graph[SAVE]["inputs"]["plan_only"] = False
+    assert "free some space" in clean.fail(graph)
+
+
+def test_an_unreadable_job_in_the_folder_is_shown_and_fails_no_save(clean):
+    (clean.models() / "old.safetensors.job.json").write_text("no json")
+    text = text_of(clean.run(main_job()), SAVE)
+    assert f"{FILES[1]}: written" in text and "unfinished: old.safetensors, 0.0 MB, cannot go on: " in text
 
 
 def test_chained_formats_come_from_one_run_and_load_saved_tells_them_apart(clean):

@@ -1,14 +1,19 @@
 """The nodes as a real ComfyUI lists them. Ids, inputs and their order are users' saved workflows: they only grow, at the end."""
+import json
 import re
+
+import pytest
+from comfy_server import PACK
 
 # node -> inputs in the order of their widgets and sockets; saved widget values are positional
 INPUTS = {
     "Wan22LoadDualDiT": "high_noise low_noise allow_quantized_source",
     "Wan22LoraPair": "lora_high lora_low strength_high strength_low enabled_high enabled_low method stack",
-    "Wan22ActionMasterInject": "dit method global_factor pass_name gate_distillation on_mismatch novelty sensitivity_new "
-                               "sensitivity_refine limit_new limit_refine stack recipe",
+    "Wan22ActionMasterInject": "dit method global_factor pass_name gate_distillation on_mismatch classic_novelty "
+                               "classic_sensitivity_new classic_sensitivity_refine classic_limit_new classic_limit_refine "
+                               "stack recipe",
     "Wan22StabilityMeter": "dit experts on_volatile stable_below volatile_above top_k",
-    "Wan22Quantize": "dit format activations experts more",
+    "Wan22Quantize": "model format activations experts more",
     "Wan22SaveModel": "job title version name custom_name folder subfolder on_exists metadata lora_names plan_only device",
     "Wan22LoadSaved": "files expert format",
 }
@@ -32,6 +37,15 @@ def test_the_server_lists_exactly_our_nodes_with_the_ids_that_workflows_hold(com
     inputs = {name: [*info["input_order"]["required"], *info["input_order"].get("optional", [])] for name, info in listed.items()}
     assert {name: " ".join(keys) for name, keys in inputs.items()} == INPUTS
     assert {name: " ".join(info["output"]) for name, info in listed.items()} == OUTPUTS
+
+
+@pytest.mark.parametrize("example", sorted((PACK / "example_workflows").glob("*.json")), ids=lambda path: path.stem)
+def test_an_example_holds_exactly_the_inputs_of_today(example):
+    nodes = [node for node in json.loads(example.read_text(encoding="utf-8"))["nodes"] if node["type"] in INPUTS]
+    assert nodes and all({each["name"] for each in node["inputs"]} == set(INPUTS[node["type"]].split()) for node in nodes)
+    for node in nodes:
+        widgets = [each["name"] for each in node["inputs"] if "widget" in each]
+        assert list(node.get("widgets_values_named", {})) == widgets and len(node.get("widgets_values", [])) == len(widgets)
 
 
 def test_every_input_and_output_has_a_tooltip_and_every_node_words_to_find_it_by(comfy):

@@ -9,7 +9,8 @@ CASES = {
     "a custom name with a separator": ({}, {"name": "custom", "custom_name": "a/%title%%expert%"}, "file name"),
     "one name for both experts": ({}, {"name": "custom", "custom_name": "%title%"}, "put %expert% into it"),
     "an unknown word in the name": ({}, {"name": "custom", "custom_name": "%title%_%expert%_%seed%"}, "%seed% is not known"),
-    "an empty title": ({}, {"title": ""}, "title"),
+    "an empty title": ({}, {"title": " "}, "save model: title is empty"),
+    "an empty custom name": ({}, {"name": "custom", "custom_name": ""}, "save model: custom_name is empty"),
     "the same file twice": ({LOAD: {"low_noise": HIGH}}, {}, "same file twice"),
     "swapped experts": ({LOAD: {"high_noise": LOW, "low_noise": HIGH}}, {}, "swap"),
     "a low expert as high": ({LOAD: {"high_noise": LOW}}, {}, "choose it in low_noise"),
@@ -19,7 +20,9 @@ CASES = {
     "a low LoRA on the high expert":
         ({LORA_1: {"lora_high": "my_style_low_noise.safetensors", "lora_low": "(none)"}}, {}, "on_mismatch"),
     "no LoRAs at Inject": ({INJECT: {"stack": None}}, {}, "connect a LoRA Pair"),
-    "one format twice": ({QUANTIZE: {"more": ["8", 0]}}, {}, "twice"),
+    "one format twice": ({QUANTIZE: {"more": ["8", 0]}}, {}, "quantize: float8_e4m3fn of high_noise is asked for twice"),
+    "a strength over a link": ({LORA_1: {"strength_low": ["9", 0]}}, {}, "lora pair: strength_low: expected -100 to 100, found"),
+    "a constant over a link": ({INJECT: {"classic_novelty": ["9", 0]}}, {}, "inject: classic_novelty: expected 0 to 100"),
 }
 
 
@@ -32,6 +35,7 @@ def test_bad_input_is_refused_with_the_way_out_and_nothing_is_written(comfy, cas
     changes, saving, message = CASES[case]
     graph = main_job(**saving)
     graph["8"] = {"class_type": "Wan22Quantize", "inputs": {**graph[QUANTIZE]["inputs"]}}
+    graph["9"] = {"class_type": "PrimitiveFloat", "inputs": {"value": 1000.0}}
     for place, inputs in changes.items():
         for key, value in inputs.items():
             graph[place]["inputs"][key] = value

@@ -88,6 +88,49 @@ def test_full_float32_puts_the_setting_back(before):
         settings.fp32_precision = at_first
 
 
+@pytest.fixture
+def medium():
+    """What a host program may have chosen: float32 products in bfloat16, where the processor has it."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("into", [256, 640])
+def test_products_are_of_the_same_bits_whatever_the_host_chose(into, request):
+    draw = torch.Generator().manual_seed(0)
+    left, right = torch.randn(128, into, generator=draw), torch.randn(into, 1280, generator=draw)
+    base = torch.randn(128, 1280, generator=draw)
+    plain, added = left @ right, torch.addmm(base, left, right)
+    request.getfixturevalue("medium")
+    with device.full_float32():
+        assert torch.equal(left @ right, plain) and torch.equal(torch.addmm(base, left, right), added)
+
+
+def test_full_float32_holds_on_the_cpu_too_and_puts_it_back(medium):
+    settings = getattr(torch.backends.mkldnn, "matmul", None)
+    if not hasattr(settings, "fp32_precision"):
+        pytest.skip("this torch has no setting for oneDNN")
+    before = settings.fp32_precision
+    assert before != "ieee"
+    with pytest.raises(RuntimeError), device.full_float32():
+        assert settings.fp32_precision == "ieee"
+        raise RuntimeError
+    assert settings.fp32_precision == before
+
+
+def test_a_torch_without_the_newer_settings_is_told_by_the_older_name(monkeypatch):
+    class Older:
+        allow_tf32 = True
+
+    monkeypatch.setattr(torch.backends.cuda, "matmul", Older)
+    monkeypatch.setattr(torch.backends.mkldnn, "matmul", None, raising=False)
+    with device.full_float32():
+        assert Older.allow_tf32 is False
+    assert Older.allow_tf32 is True
+
+
 @pytest.mark.gpu
 def test_a_real_gpu_is_chosen_or_the_note_names_what_it_does_wrong():
     chosen = device.choose()

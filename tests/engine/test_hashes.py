@@ -12,7 +12,7 @@ from wan22_master.engine.hashes import HashCache
 def reads(monkeypatch):
     """Names of the files that were really read."""
     found, real = [], hashes.hash_file
-    monkeypatch.setattr(hashes, "hash_file", lambda path: found.append(os.path.basename(path)) or real(path))
+    monkeypatch.setattr(hashes, "hash_file", lambda path, *more: found.append(os.path.basename(path)) or real(path))
     return found
 
 

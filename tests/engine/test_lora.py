@@ -1,6 +1,4 @@
 """One LoRA file: reading against what safetensors wrote, and what its name tells."""
-import hashlib
-
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -30,11 +28,6 @@ def test_scalars_and_empty_tensors_are_read(tmp_path):
     with saved(tmp_path / "a.safetensors", tensors) as lora:
         assert lora.read(f"{Q}.alpha").item() == 8
         assert lora.read(f"{Q}.lora_B.weight").shape == (4, 0)
-
-
-def test_the_hash_is_of_the_whole_file(tmp_path):
-    with saved(tmp_path / "a.safetensors", {f"{Q}.lora_A.weight": torch.ones(2, 3)}) as lora:
-        assert lora.sha256 == hashlib.sha256((tmp_path / "a.safetensors").read_bytes()).hexdigest()
 
 
 def test_the_rank_is_summed_up_from_the_header(tmp_path):

@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from wan22_master.engine.file_plan import MERGE
+from wan22_master.engine.metadata import config_notice
 from wan22_master.tests.engine import tiny
 
 SECRET = "s3cr3t"
@@ -134,7 +136,9 @@ def test_published_files_name_base_loras_hashes_strengths_and_methods(tmp_path):
             "strength": {"high_noise": 0.25, "low_noise": 2.0}[role],
             "method": "classic",
         }
-        assert told["passes"] == [{"global_factor": 0.5, "loras": [wanted]}]
+        constants = {"novelty": 1.5, "sensitivity_new": 0.4, "sensitivity_refine": 1.8, "limit_new": 0.08, "limit_refine": 0.05}
+        assert told["passes"] == [{"global_factor": 0.5, "loras": [wanted], "classic": constants}]
+        assert told["merge"] == MERGE
         assert metadata_of(path)["modelspec.title"] == "Täst"
 
 
@@ -188,3 +192,52 @@ def test_a_model_alone_speaks_of_no_noise_and_no_version_it_cannot_know(tmp_path
     found = metadata_of(tmp_path / "out" / "mix_bf16.safetensors")
     assert "modelspec.timestep_range" not in found and "2.2" not in found["modelspec.architecture"]
     assert not re.search("noise|high|low", json.dumps(found).replace("Wan-Video", ""))
+
+
+def test_constants_are_told_only_where_classic_was_used(tmp_path):
+    paths, entry, out = plant(tmp_path, ("model",))
+    changed = {"novelty": 2.0, "limit_new": 0.125}
+    entries = [{"loras": [entry | {"method": method}], "classic": changed} for method in ("addition", "classic")]
+    tiny.go(tiny.recipe(out, paths, passes=entries), tmp_path / "r")
+    [path] = out.iterdir()
+    added, gated = json.loads(metadata_of(path)["wan22_master"])["passes"]
+    assert "classic" not in added and gated["classic"].items() >= changed.items()
+
+
+@pytest.mark.parametrize("zero", ["strength", "global_factor"])
+def test_a_lora_of_strength_0_is_not_told(tmp_path, zero):
+    paths, entry, out = plant(tmp_path, ("model",))
+    dead = {"loras": [entry | {"strength": {"model": 0.0}}]} if zero == "strength" else {"loras": [entry], "global_factor": 0.0}
+    tiny.go(tiny.recipe(out, paths, passes=[dead, {"loras": [entry | {"strength": {"model": -0.5}}]}]), tmp_path / "r")
+    [path] = out.iterdir()
+    [told] = json.loads(metadata_of(path)["wan22_master"])["passes"]
+    assert [lora["strength"] for lora in told["loras"]] == [-0.5]
+
+
+FOREIGN = ("hash", "Hash", "sha256", "SHA-256", "sha", "ss_sd_model_hash", "sshs_model_hash", "md5", "model.checksum", "file_size",
+           "fileSize", "total_size", "size", "Prompt", "prompt", "Workflow", "extra_pnginfo", "EXTRA_PNGINFO", "modelspec.author",
+           "_Quantization_Metadata", "quantization_config", "format", "autov2_hash")
+OWN = ("author", "comment", "shape", "resized", "ss_network_dim", "information", "shading")
+
+
+def test_private_carries_nothing_that_is_wrong_in_another_file(tmp_path):
+    said = dict.fromkeys(FOREIGN, SECRET) | dict.fromkeys(OWN, "kept") | {"format": "pt"}
+    path = tiny.save(tmp_path / "m.safetensors", tiny.base(), said | {"_Quantization_Metadata": "{}"})
+    tiny.go(tiny.recipe(tmp_path / "out", {"model": path}, save={"metadata": "private"}), tmp_path / "r")
+    found = metadata_of(tmp_path / "out" / "mix_bf16.safetensors")
+    assert not set(found) & set(FOREIGN) and SECRET not in json.dumps(found)
+    assert {key: found.get(key) for key in OWN} == dict.fromkeys(OWN, "kept")
+
+
+@pytest.mark.parametrize(("config", "named"), [
+    ({"transformer": {}, "_name_or_path": "/home/x"}, ["_name_or_path"]), ({"vae": {}, "note": 1}, ["vae", "note"]),
+    ({"transformer": {"_name_or_path": "me/wan"}}, ["_name_or_path"]), ({"transformer": {"a": {"b": [1, "/data/x"]}}}, ["b"]),
+    ({"transformer": {"a": ["C:\\models"], "b": "~/m"}}, ["a", "b"]),
+    ({"transformer": {"a": "file:///x", "b": "..\\x"}}, ["a", "b"]),
+    ({"transformer": {"model_type": "t2v", "source": "Wan-AI/Wan2.2-T2V-A14B", "patch_size": [1, 2, 2], "x_path": ""}}, None),
+    ({}, None),
+])
+def test_what_a_carried_config_gives_away_is_named(config, named):
+    told = config_notice({"config": json.dumps(config)})
+    assert told is None if named is None else all(f"`{name}`" in told for name in named) and told.count("`") == 2 * len(named)
+    assert config_notice({"config": "{"}) is None and config_notice({"other": "/home/x"}) is None

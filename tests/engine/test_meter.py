@@ -169,6 +169,20 @@ def test_without_loras_nothing_moved(tmp_path):
     assert (found["shift"], found["legacy"], found["status"], found["top"], found["loras"]) == (0.0, 0.0, "STABLE", [], [])
 
 
+@pytest.mark.parametrize("strength", [-1.0, -0.99999, -1.000001])
+def test_loras_that_nearly_cancel_move_nearly_nothing(tmp_path, strength):
+    model = tiny.save(tmp_path / "m.safetensors", tiny.base())
+    lora = {"files": {"model": tiny.save(tmp_path / "l.safetensors", tiny.lora(size=1e-2))}}
+    twice = [{**lora, "strength": {"model": by}} for by in (1.0, strength)]
+    with plan_recipe(tiny.recipe(tmp_path / "out", {"model": model}, twice), tmp_path / "r") as plan:
+        found = measure(plan, reports=tmp_path / "r")["experts"][0]["meter"]
+    alone = found["loras"][0]["shift"]
+    # energies are known to about 2**-20 of one LoRA's, so the shift to 2**-10; exact is |1 + strength| <= 1e-5 of it
+    for shift in (found["shift"], found["passes"][0]["shift"], *(each["shift"] for each in found["top"])):
+        assert 0.0 <= shift <= alone * 2 ** -10 * 2
+    assert all(0.0 <= cell <= alone * 2 ** -10 * 2 for row in found["cells"] for cell in row)
+
+
 def test_a_reading_is_kept_by_content_and_read_once(job, monkeypatch):
     first = job.measured()
     monkeypatch.setattr("wan22_master.engine.run.carry_all", None)  # would fail if the base were read again

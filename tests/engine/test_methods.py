@@ -85,3 +85,10 @@ def test_a_lightning_lora_is_added_unless_the_recipe_insists_and_all_that_is_wri
     with safe_open(tmp_path / "out" / "mix_high_bf16.safetensors", framework="pt") as file:
         told = json.loads(file.metadata()["wan22_master"])["passes"][0]["loras"]
     assert [lora["method"] for lora in told] == wanted
+
+
+def test_what_auto_became_stays_when_the_recipe_comes_back(monkeypatch):
+    first, _ = resolve_recipe(parse(asked(method="auto")), {})
+    monkeypatch.setattr("wan22_master.engine.methods.resolve", lambda *a, **k: ("classic", None))   # a later version's choice
+    again, _ = resolve_recipe(first, {})
+    assert [lora.resolved for each in again.passes for lora in each.loras] == ["addition"]

@@ -44,15 +44,16 @@ def test_the_linears_of_the_blocks_are_quantized(layer):
 @pytest.mark.parametrize("layer", KEPT)
 def test_nothing_else_is(layer):
     assert not is_block_linear(f"{layer}.weight", BF16)
-    assert choose(f"{layer}.weight", BF16, "float8_e4m3fn") is plain.BF16
-    assert choose(f"{layer}.weight", TensorSpec((128, 128), torch.float32), "float8_e4m3fn") is plain.FP32
+    assert choose(f"{layer}.weight", BF16, "float8_e4m3fn") is plain.KEPT[torch.bfloat16]
+    assert choose(f"{layer}.weight", TensorSpec((128, 128), torch.float32), "float8_e4m3fn") is plain.KEPT[torch.float32]
 
 
 @pytest.mark.parametrize("key", ["blocks.0.modulation", "head.modulation"])
 @pytest.mark.parametrize("name", ["float8_e4m3fn", "bf16", "fp16"])
 def test_modulation_keeps_its_dtype_in_every_format_but_fp32(key, name):
     spec = TensorSpec((1, 6, 128), torch.float32)
-    assert choose(key, spec, name) is plain.FP32 and choose(key, TensorSpec((1, 6, 128), torch.bfloat16), "fp32") is plain.FP32
+    assert choose(key, spec, name) is plain.KEPT[torch.float32]
+    assert choose(key, TensorSpec((1, 6, 128), torch.bfloat16), "fp32") is plain.FP32
 
 
 @pytest.mark.parametrize(("name", "wanted"), [("bf16", plain.BF16), ("fp16", plain.FP16), ("fp32", plain.FP32)])
@@ -67,7 +68,7 @@ def test_a_plain_format_takes_every_matrix_and_fp32_takes_all(name, wanted):
             ("blocks.0.norm3.weight", (128,)),
         )
     ]
-    assert others == [plain.FP32 if name == "fp32" else plain.BF16] * 3
+    assert others == [plain.FP32 if name == "fp32" else plain.KEPT[torch.bfloat16]] * 3
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ SAYS_HIGH = [
     "Wan2.2-Lightning_T2V-A14B-4steps-lora_HIGH_fp16", "T2V_14b_HighNoise_v2", "my_wan2.2_lora_000001500_high_noise",
     "wan22_Seko_high-noise_V1", "DR34ML4Y_I2V_14B_HIGH", "wan2.2_i2v_HIGH_rank64", "HIGH_4steps", "style.HighNoise.v3",
     "high_noise_low_rank", "low_vram_high_noise", "slow_motion_high_noise", "HighRes_HighNoise", "flow_HIGH", "HIGHnoise",
-    "low_style_high_noise",
+    "low_style_high_noise", "low_grand_high_noise", "land_high_noise", "high_noise_and_sound",
 ]
 SAYS_NOTHING = [
     "slow", "slow_motion", "slowMotion", "flow", "optical-flow", "highlight", "HighLight", "highlights_v2", "low_rank", "lowrank",
@@ -25,7 +25,10 @@ SAYS_NOTHING = [
     "allow", "thigh", "sigh", "yellow", "hollow", "slownoise", "wan2.1_t2v", "low_light", "high_speed", "LoRA", "model",
     "highway", "lowpoly", "Low-Poly", "knight",
 ]
-SAYS_BOTH = ["high_low_pair", "HighNoise_LowNoise_merged", "wan_HIGH-LOW", "hn_ln"]
+SAYS_BOTH = [
+    "high_low_pair", "HighNoise_LowNoise_merged", "wan_HIGH-LOW", "hn_ln", "high_and_low_noise_both", "low-and-high-noise",
+    "HighAndLowNoise", "high and lownoise", "high_noise_and_low_noise",
+]
 
 
 def nothing_exists(_):

@@ -1,10 +1,11 @@
 """Sets of shards: one model however it is chosen, and never with a part missing."""
 import json
+import re
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from wan22_master.engine.errors import SourceError
+from wan22_master.engine.errors import MergeError, SourceError
 from wan22_master.engine.source import open_source
 
 DIM, FFN = 128, 192
@@ -97,3 +98,27 @@ def test_another_models_broken_index_does_not_matter(tmp_path):
     path = saved(tmp_path / "base.safetensors", wan())
     (tmp_path / "other.safetensors.index.json").write_text("{")
     open_source(path).close()
+
+
+def unlistable(monkeypatch):
+    """Folders that may be entered but not listed, for whoever runs this."""
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", folder)
+
+    monkeypatch.setattr("wan22_master.engine.shards.os.listdir", refuse)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    saved(tmp_path / "base.safetensors", wan())
+    unlistable(monkeypatch)
+    with pytest.raises(MergeError, match=rf"^{re.escape(str(tmp_path))}: cannot be listed: Permission denied, check the rights"):
+        open_source(tmp_path)
+
+
+def test_a_file_in_a_folder_that_cannot_be_listed_is_read(tmp_path, monkeypatch):
+    path = saved(tmp_path / "base.safetensors", wan())
+    names = sharded(tmp_path / "set", wan())
+    unlistable(monkeypatch)
+    for chosen in (path, tmp_path / "set" / names[1]):
+        with open_source(chosen) as source:
+            assert set(source.keys()) == set(wan())

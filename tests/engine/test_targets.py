@@ -19,14 +19,14 @@ def choose(folder, on_exists="number", names=NAMES):
 
 
 def begin(folder, name, job_id, wish, sources=IDS["high_noise"][2]):
-    Job(str(folder / name), job_id, wish, {"title": "mix"}, sources, {}).save()
+    Job(str(folder / name), job_id, wish, {"title": "mix"}, sources, {}, str(folder)).save()
 
 
 def finish(folder, name, role):
     (folder / name).write_bytes(b"weights")
     stat = (folder / name).stat()
     (folder / "reports").mkdir(exist_ok=True)
-    record = {"target": os.path.realpath(folder / name), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    record = {"version": 1, "target": os.path.realpath(folder / name), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
     targets.done_record(folder / "reports", IDS[role][0]).write_text(json.dumps(record))
 
 
@@ -155,3 +155,29 @@ def test_volumes_are_counted_apart(tmp_path, monkeypatch):
         lambda path, **more: Stat(path) if str(path) in (str(tmp_path / "one"), str(tmp_path / "two")) else real(path, **more),
     )
     targets.check_space([(str(tmp_path / "one" / "a"), 15), (str(tmp_path / "two" / "b"), 15)])
+
+
+@pytest.mark.parametrize("there", ["mix_high.safetensors.part", "mix_low.safetensors.part"])
+def test_a_part_without_our_record_is_somebody_elses(tmp_path, there):
+    (tmp_path / there).write_bytes(b"a browser's download")
+    assert choose(tmp_path) == {"high_noise": ("mix_high-2.safetensors", "new"), "low_noise": ("mix_low-2.safetensors", "new")}
+
+
+def test_a_name_that_was_taken_since_the_job_began_is_left_alone(tmp_path):
+    begin(tmp_path, "mix_high.safetensors", "id high_noise", "wish high_noise")
+    (tmp_path / "mix_high.safetensors").write_bytes(b"somebody else's")
+    assert choose(tmp_path)["high_noise"] == ("mix_high-2.safetensors", "new")
+    assert choose(tmp_path, "overwrite")["high_noise"] == ("mix_high.safetensors", "resume")
+
+
+def test_error_says_when_an_unfinished_file_holds_the_name(tmp_path):
+    begin(tmp_path, "mix_high.safetensors", "another id", "another wish")
+    with pytest.raises(PlanError, match="an unfinished file holds this name; resume or delete it"):
+        choose(tmp_path, "error")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"version": 2}'])
+def test_a_damaged_record_counts_as_none(tmp_path, text):
+    (tmp_path / "reports").mkdir()
+    targets.done_record(tmp_path / "reports", "id high_noise").write_text(text)
+    assert choose(tmp_path)["high_noise"] == ("mix_high.safetensors", "new")

@@ -2,8 +2,9 @@
 import io
 
 import pytest
+from wan22_master.engine.job import Leftover
 from wan22_master.engine.progress import Progress
-from wan22_master.engine.terminal import ProgressBar, bar, report_lines, table
+from wan22_master.engine.terminal import ProgressBar, bar, leftover_lines, plan_table, report_lines, table
 
 
 def progress(done, total=1000, rate=100.0, key="blocks.0.ffn.0.weight"):
@@ -28,10 +29,9 @@ class Terminal(io.StringIO):
 
 @pytest.mark.parametrize("stream", [Terminal(), io.StringIO()], ids=["terminal", "log"])
 def test_a_terminal_gets_one_line_redrawn_and_a_log_one_line_a_tenth(stream):
-    draw = ProgressBar(stream)
-    for done in range(0, 1001, 10):
-        draw(progress(done))
-    draw.clear()
+    with ProgressBar(stream) as draw:
+        for done in range(0, 1001, 10):
+            draw(progress(done))
     text = stream.getvalue()
     if stream.isatty():
         assert text.count("\r") == 102 and "\n" not in text and text.endswith("\r\x1b[2K")
@@ -41,13 +41,27 @@ def test_a_terminal_gets_one_line_redrawn_and_a_log_one_line_a_tenth(stream):
 
 def test_a_report_becomes_a_row_per_file_with_its_notice():
     out = {"file": "a.safetensors", "format": "bf16", "bytes": 5_000_000, "error": 0.0013, "notice": "a was held open"}
-    report = {"device": "cpu: as chosen", "experts": [
+    report = {"device": "cpu: as chosen", "notices": ["a was changed", "told"], "experts": [
         {"role": "model", "meter": {"shift": 0.0201, "status": "SATURATED"}, "bytes_per_s": 8e7, "peak_bytes": 9e6,
             "outputs": [out]},
         {"role": "low_noise", "outputs": [{**out, "notice": None, "up_to_date": True}]}]}
-    head, first, second, device, notice = report_lines(report)
+    head, first, second, device, changed, notice = report_lines(report, ["told"])
     assert head.split()[0] == "expert"
     assert first.split() == ["model", "bf16", "5", "0.0013", "0.0201", "SATURATED", "80", "9",
         "a.safetensors"]
     assert second.endswith("a.safetensors (already there)")
-    assert (device, notice) == ("computed on cpu: as chosen", "note: a was held open")
+    assert (device, changed, notice) == ("computed on cpu: as chosen", "note: a was changed", "note: a was held open")
+    assert "note: told" in report_lines(report)
+
+
+def test_a_plan_that_does_not_fit_says_so_below_its_table():
+    row = {"expert": "model", "needed_bytes": 6 * 10**9, "free_bytes": 10**10}
+    assert len(plan_table([row])) == 2
+    assert plan_table([row, row])[-1].startswith("does not fit: 12.00 GB are needed, 10.00 GB are free")
+
+
+def test_a_leftover_that_cannot_go_on_is_listed_with_its_problem():
+    assert leftover_lines([]) == ["no unfinished job"]
+    good, bad = Leftover("/out/a.safetensors", "mix", 5_000_000, 0.5), Leftover("/out/b.safetensors", "", 0, 0.0, "not a job file")
+    lines = leftover_lines([good, bad])
+    assert lines[1].split() == ["a.safetensors", "mix", "5", "50%", "-"] and lines[2].endswith("not a job file")

@@ -103,6 +103,12 @@ def test_every_kind_of_model_is_told_apart(base, model_type, comfy_class, task, 
     assert (found.model_type, found.comfy_class, found.task, found.title) == (model_type, comfy_class, task, title)
 
 
+@pytest.mark.parametrize("base", [kind[0] for kind in KINDS.values()], ids=KINDS)
+def test_the_size_in_a_files_name_is_that_of_the_title(base):
+    found = detect(base)
+    assert found.size == found.title.rsplit(" ", 1)[1] or (found.size, found.title[-8:]) == ("d256", " dim 256")
+
+
 @pytest.mark.parametrize("base", UNKNOWN.values(), ids=UNKNOWN)
 def test_what_comfyui_has_no_class_for_is_refused(base):
     with pytest.raises(SourceError, match="expected a model ComfyUI knows"):

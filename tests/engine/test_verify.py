@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from wan22_master.engine import run, verify
+from wan22_master.engine import verify, write_expert
 from wan22_master.engine.errors import HeaderError, TensorError
 from wan22_master.engine.sample import rows_of
 from wan22_master.tests.engine import tiny
@@ -23,7 +23,7 @@ def tampering(monkeypatch, change):
             file.truncate()
         return check(part, out, *more)
 
-    monkeypatch.setattr(run.verify, "check", faulty)
+    monkeypatch.setattr(write_expert.verify, "check", faulty)
 
 
 def flip(key, row):

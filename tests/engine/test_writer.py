@@ -30,8 +30,8 @@ def plan(metadata=None) -> layout.Layout:
 
 
 def job(tmp_path) -> jobs.Job:
-    made = {"role": "model", "format": "float8_e4m3fn"}
-    return jobs.Job(str(tmp_path / "model.safetensors"), "id", "wish", {"title": "mix"}, [], made)
+    made = {"role": "model", "format": "float8_e4m3fn", "bytes": plan().size}
+    return jobs.Job(str(tmp_path / "model.safetensors"), "id", "wish", {"title": "mix"}, [], made, str(tmp_path))
 
 
 def write(out: writer.PartWriter, keys=tuple(BODY)) -> None:
@@ -43,8 +43,8 @@ def write(out: writer.PartWriter, keys=tuple(BODY)) -> None:
 
 def finish(out: writer.PartWriter) -> str:
     sha256 = out.complete()
-    assert out.seal(out.job.target) == (out.job.target, None)
-    out.job.discard()
+    assert out.place({"file": "model.safetensors"}, overwrite=False) == (out.job.target, None)
+    out.job.discard()                              # what a run does when it has recorded the file as finished
     return sha256
 
 
@@ -142,9 +142,12 @@ def test_leftovers_are_listed_and_deleted_and_foreign_parts_are_not(tmp_path):
     out.close()
     (tmp_path / "other.safetensors.part").write_bytes(b"somebody else's")
     (tmp_path / "model-2.safetensors").write_bytes(b"finished")
-    [found] = jobs.find_leftovers(str(tmp_path))
-    assert (found.title, found.target) == ("mix", str(tmp_path / "model.safetensors")) and 0 < found.done < 1
+    found, foreign = jobs.find_leftovers(str(tmp_path))
+    assert (found.title, found.target, found.problem) == ("mix", str(tmp_path / "model.safetensors"), None) and 0 < found.done < 1
+    assert foreign.target == str(tmp_path / "other.safetensors") and "no .job.json file beside it" in foreign.problem
     jobs.delete_leftover(found)
+    with pytest.raises(PlanError, match="no unfinished job of this pack"):
+        jobs.delete_leftover(foreign)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model-2.safetensors", "other.safetensors.part"]
 
 
@@ -152,3 +155,58 @@ def test_an_unreadable_job_file_is_named(tmp_path):
     (tmp_path / "model.safetensors.job.json").write_text("{")
     with pytest.raises(PlanError, match=r"model\.safetensors\.job\.json: not a job file"):
         jobs.load(str(tmp_path / "model.safetensors"))
+
+
+def test_listing_leftovers_never_fails_on_one_that_is_damaged(tmp_path):
+    for name, text in (("a", "{"), ("b", '{"version": 2}'), ("c", "[]")):
+        (tmp_path / f"{name}.safetensors.job.json").write_text(text)
+    assert [bool(each.problem) for each in jobs.find_leftovers(str(tmp_path))] == [True, True, True]
+
+
+def test_two_runs_never_write_one_part(tmp_path):
+    first = writer.PartWriter(plan(), job(tmp_path))
+    write(first, list(BODY)[:2])
+    with pytest.raises(PlanError, match="another run is writing it"):
+        writer.PartWriter(plan(), job(tmp_path))
+    write(first, list(BODY)[2:])
+    finish(first)
+    assert load_file(tmp_path / "model.safetensors").keys() >= BODY.keys()
+
+
+def test_a_part_that_lost_its_end_is_trusted_up_to_there(tmp_path):
+    out = writer.PartWriter(plan(), job(tmp_path))
+    write(out)
+    out.close()
+    part = tmp_path / "model.safetensors.part"
+    spec, start = plan().tensors["blocks.0.norm3.bias"]
+    part.write_bytes(part.read_bytes()[:start + spec.nbytes])
+    again = writer.PartWriter(plan(), jobs.load(str(tmp_path / "model.safetensors")))
+    assert list(again.done) == list(BODY)[:2]
+    write(again, list(BODY)[2:])
+    finish(again)
+    assert load_file(tmp_path / "model.safetensors")["blocks.0.ffn.0.input_scale"].item() == 1.0
+
+
+def test_a_file_that_came_meanwhile_is_not_replaced_unless_asked(tmp_path):
+    for overwrite, expected in ((False, "model-2.safetensors"), (True, "model.safetensors")):
+        (tmp_path / "model.safetensors").unlink(missing_ok=True)
+        out = writer.PartWriter(plan(), job(tmp_path))
+        write(out)
+        out.complete()
+        (tmp_path / "model.safetensors").write_bytes(b"somebody else's")
+        used, why = out.place({}, overwrite=overwrite)
+        assert used == str(tmp_path / expected) and (why is None) == overwrite
+        assert ((tmp_path / "model.safetensors").read_bytes() == b"somebody else's") != overwrite
+        out.job.discard()
+
+
+def test_a_part_never_lies_there_without_its_record(tmp_path, monkeypatch):
+    seen, real = [], writer.open_write
+
+    def opened(path, **how):
+        seen.append((tmp_path / "model.safetensors.job.json").exists())
+        return real(path, **how)
+
+    monkeypatch.setattr(writer, "open_write", opened)
+    writer.PartWriter(plan(), job(tmp_path)).close()
+    assert seen == [True]

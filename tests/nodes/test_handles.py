@@ -1,4 +1,5 @@
 import pickle
+from dataclasses import replace
 
 import pytest
 from wan22_master.engine.recipe import parse
@@ -32,7 +33,13 @@ def test_a_lora_goes_only_to_the_experts_it_has_a_file_for():
 
 
 def test_a_model_that_is_one_file_takes_the_first_file_and_strength():
-    assert LORA.as_json(("model",)) == {"files": {"model": LORA.high}, "strength": {"model": 1.0}, "method": None}
+    entry = LORA.as_json(("model",))
+    assert (entry["files"], entry["strength"]) == ({"model": LORA.high}, {"model": 1.0})
+
+
+def test_the_asked_method_stays_beside_what_it_became():
+    planned = replace(HIGH_ONLY, resolved="addition")
+    assert (planned.as_json(("high_noise",))["method"], planned.as_json(("high_noise",))["resolved"]) == ("classic", "addition")
 
 
 def test_what_handles_say_is_a_recipe_that_the_engine_accepts():

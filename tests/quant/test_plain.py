@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 from wan22_master.quant.formats import quantize
+from wan22_master.quant.plain import KEPT
 
 
 def round_to_bfloat16(weight: torch.Tensor) -> torch.Tensor:
@@ -33,6 +34,13 @@ def test_fp32_is_a_copy_of_the_same_bits():
 def test_what_overflows_fp16_is_refused_with_the_way_out():
     with pytest.raises(ValueError, match=r"7e\+04 does not fit into fp16; choose bf16 or fp32"):
         quantize(torch.tensor([[7e4]]), "fp16")
+
+
+def test_a_kept_tensor_that_overflows_names_the_bases_dtype_and_the_way_out():
+    with pytest.raises(ValueError, match="does not fit into fp16; this tensor keeps the base's fp16; choose fp32, or a bf16 base"):
+        KEPT[torch.float16].quantize(torch.tensor([7e4]), None)
+    with pytest.raises(ValueError, match="does not fit into bf16; this tensor keeps the base's bf16; choose fp32, or a fp32 base"):
+        KEPT[torch.bfloat16].quantize(torch.tensor([3.4e38]), None)     # halfway to the next power of two
 
 
 @pytest.mark.parametrize("name", ["bf16", "fp16", "fp32"])
