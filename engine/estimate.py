@@ -10,8 +10,8 @@ from .merge import Contribution
 from .system import free_bytes, processors
 from .targets import reserved_bytes
 
-READ_RATE = 0.8e9                                  # bytes/s of a merge on two cores and a 1.3 GB/s disk (benchmarks/speed.py)
-GEMM_RATE = 2.5e11                                 # float32 operations/s of two cores (docs/log.md)
+READ_RATE = 0.6e9                                  # bytes/s of BF16 in, FP8 out, cold, on two cores (docs/log.md, Speed)
+GEMM_RATE = 1.9e11                                 # float32 operations/s of two cores (docs/log.md, Speed)
 FLOOR = 300e6                                      # threads' tiles, LoRA factors of a layer, the writer's dirty stretch
 
 

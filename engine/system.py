@@ -85,7 +85,7 @@ def write_json(path: str | os.PathLike, value: object) -> None:
     """Write `value` as JSON so that `path` always holds either the old or the new text, whole. NaN raises ValueError."""
     path = os.fspath(path)
     text = json.dumps(value, indent=1, allow_nan=False).encode()
-    fresh = f"{path}.new{os.getpid()}"              # two programs may share a folder of reports
+    fresh = path + ".new"                           # one name: a kill in here leaves one file, and the next write takes it
     with open_write(fresh, resume=False) as file:
         file.write_at(0, text)
         file.sync()

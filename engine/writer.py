@@ -14,11 +14,10 @@ import torch
 
 from .job import Job
 from .layout import Layout
-from .prefix import whole_prefix
+from .prefix import PIECE, whole_prefix
 from .system import next_free, open_write, replace, sync_folder
 
 STRETCH = 256 * 1024 * 1024                        # bytes between two syncs
-PIECE = 4 * 1024 * 1024                            # read-back unit
 
 
 def raw(tensor: torch.Tensor) -> memoryview:
