@@ -86,6 +86,15 @@ def number(low: float, high: float) -> Check:
     return check
 
 
+def whole(low: int, high: int) -> Check:
+    """A whole number from `low` to `high`."""
+    def check(value: object, where: str) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise wrong(where, f"a whole number from {low} to {high}", value)
+        return value
+    return check
+
+
 def flag(value: object, where: str) -> bool:
     """true or false."""
     if not isinstance(value, bool):

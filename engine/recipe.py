@@ -8,71 +8,25 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-from ..quant.formats import FORMATS
 from . import checks, strict_json
 from .checks import wrong
 from .errors import RecipeError
-from .gate import ClassicConstants
+from .recipe_parts import PAIR, ROLES, SHARE, SINGLE, LoraEntry, Mix, Output, Pass, Save
 
-PAIR, SINGLE = ("high_noise", "low_noise"), ("model",)
-ROLES = PAIR + SINGLE
-METHODS = ("auto", "addition", "classic")
-ACTIVATIONS = ("fast_uncalibrated", "16-bit")
+__all__ = ["PAIR", "ROLES", "SINGLE", "LoraEntry", "Mix", "Output", "Pass", "Recipe", "Save", "load", "parse"]
+
 LARGEST = 8 << 20  # bytes of a recipe file: thousands of LoRAs
-STRENGTH = checks.number(-100.0, 100.0)  # as ComfyUI's LoraLoader
-FACTOR, NOT_NEGATIVE = checks.number(0.0, 4.0), checks.number(0.0, 100.0)
-
-
-def _classic(value: object, where: str) -> ClassicConstants:
-    names = tuple(field.name for field in dataclasses.fields(ClassicConstants))
-    return ClassicConstants(**checks.mapped(names, NOT_NEGATIVE)(value, where))
-
-
-@dataclasses.dataclass(frozen=True)
-class LoraEntry:
-    """One LoRA: a file per role it acts on. `method` None means the method of the pass; `resolved` is what planning made of it."""
-
-    files: Annotated[dict[str, str], checks.mapped(ROLES, checks.filled)]
-    strength: Annotated[dict[str, float], checks.mapped(ROLES, STRENGTH)] = dataclasses.field(default_factory=dict)
-    method: Annotated[str | None, checks.optional(checks.choice(*METHODS))] = None
-    resolved: Annotated[str | None, checks.optional(checks.choice(*METHODS[1:]))] = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Pass:
-    """LoRAs merged by one method. The strength of each is multiplied by `global_factor`."""
-
-    loras: Annotated[tuple[LoraEntry, ...], checks.listed(checks.record(LoraEntry))]
-    name: Annotated[str, checks.text] = ""
-    method: Annotated[str, checks.choice(*METHODS)] = "auto"
-    global_factor: Annotated[float, FACTOR] = 1.0
-    gate_distillation: Annotated[bool, checks.flag] = False
-    classic: Annotated[ClassicConstants, _classic] = dataclasses.field(default_factory=ClassicConstants)
-
-
-@dataclasses.dataclass(frozen=True)
-class Output:
-    """One format. `experts` empty in the JSON means all of them; here it always names them."""
-
-    format: Annotated[str, checks.choice(*FORMATS)]
-    experts: Annotated[tuple[str, ...], checks.listed(checks.choice(*ROLES))] = ()
-    activations: Annotated[str, checks.choice(*ACTIVATIONS)] = ACTIVATIONS[0]
-
-
-@dataclasses.dataclass(frozen=True)
-class Save:
-    """Where the files go, how they are called, and what is said in them."""
-
-    folder: Annotated[str, checks.filled] = "."
-    name: Annotated[str, checks.filled] = "%title%_%task%_%expert%_%format%"
-    metadata: Annotated[str, checks.choice("publish", "private", "none")] = "publish"
-    lora_names: Annotated[bool, checks.flag] = True
-    on_exists: Annotated[str, checks.choice("number", "overwrite", "error")] = "number"
+SECOND = {"weighted_sum": 1, "slerp": 1, "add_difference": 2, "ties": 2, "dare": 2}  # checkpoints a mix takes beside the base
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """The whole wish. `experts`: role -> path of a model; the pair, one half of it, or "model" alone."""
+    """The whole wish. `experts`: role -> path of a model; the pair, one half of it, or "model" alone.
+
+    compat: `comfyui` computes LoRAs as ComfyUI 0.33 does, where that differs from what their papers say. normalize: each 2-D
+    weight gets its base's norm back. strict: fail when more than strict_share of a LoRA's energy cannot be applied.
+    allow_twice: let a LoRA in that is in the base already, or listed twice.
+    """
 
     version: Annotated[int, checks.choice(1)]
     title: Annotated[str, checks.filled]
@@ -80,7 +34,13 @@ class Recipe:
     title_version: Annotated[str, checks.text] = ""
     date: Annotated[str | None, checks.optional(checks.day)] = None
     allow_quantized_source: Annotated[bool, checks.flag] = False
+    mix: Annotated[Mix | None, checks.optional(checks.record(Mix))] = None
     passes: Annotated[tuple[Pass, ...], checks.listed(checks.record(Pass))] = ()
+    compat: Annotated[str, checks.choice("correct", "comfyui")] = "correct"
+    normalize: Annotated[bool, checks.flag] = False
+    strict: Annotated[bool, checks.flag] = False
+    strict_share: Annotated[float, SHARE] = 0.01
+    allow_twice: Annotated[bool, checks.flag] = False
     outputs: Annotated[tuple[Output, ...], checks.listed(checks.record(Output))] = ()
     save: Annotated[Save, checks.record(Save)] = Save()
     device: Annotated[str, checks.filled] = "auto"
@@ -114,7 +74,21 @@ def parse(found: object) -> Recipe:
                 raise wrong(f"{where}.files", f"a file for {' or '.join(recipe.roles)}", tuple(lora.files))
             if not set(lora.strength) <= set(lora.files):
                 raise wrong(f"{where}.strength", f"only {' and '.join(lora.files)}, which have a file", tuple(lora.strength))
+    _check_mix(recipe)
     return dataclasses.replace(recipe, outputs=_outputs(recipe))
+
+
+def _check_mix(recipe: Recipe) -> None:
+    """Raise RecipeError unless the mix names as many checkpoints as its method takes, for experts of the recipe."""
+    if recipe.mix is None:
+        return
+    if not recipe.mix.files or not set(recipe.mix.files) <= set(recipe.roles):
+        raise wrong("mix.files", f"checkpoints for {' or '.join(recipe.roles)}", tuple(recipe.mix.files))
+    if not set(recipe.mix.strength) <= set(recipe.mix.files):
+        raise wrong("mix.strength", f"only {' and '.join(recipe.mix.files)}, which have files", tuple(recipe.mix.strength))
+    for role, files in recipe.mix.files.items():
+        if len(files) != SECOND[recipe.mix.method]:
+            raise wrong(f"mix.files.{role}", f"{SECOND[recipe.mix.method]} files for {recipe.mix.method}", files)
 
 
 def _outputs(recipe: Recipe) -> tuple[Output, ...]:
@@ -157,4 +131,6 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
     passes = [dataclasses.replace(each, loras=tuple(dataclasses.replace(lora, files=absolute(lora.files)) for lora in each.loras))
               for each in recipe.passes]
     save = dataclasses.replace(recipe.save, **absolute({"folder": recipe.save.folder}))
-    return dataclasses.replace(recipe, experts=absolute(recipe.experts), passes=tuple(passes), save=save)
+    mix = recipe.mix and dataclasses.replace(recipe.mix, files={
+        role: tuple(absolute({"": path})[""] for path in files) for role, files in recipe.mix.files.items()})
+    return dataclasses.replace(recipe, experts=absolute(recipe.experts), mix=mix, passes=tuple(passes), save=save)

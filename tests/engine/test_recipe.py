@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from wan22_master.engine import recipe as recipe_module
+from wan22_master.engine.adaptive.constants import AdaptiveConstants
 from wan22_master.engine.errors import RecipeError
 from wan22_master.engine.gate import ClassicConstants
-from wan22_master.engine.recipe import LoraEntry, Output, Pass, Recipe, Save, load, parse
+from wan22_master.engine.recipe import LoraEntry, Mix, Output, Pass, Recipe, Save, load, parse
 
 SCHEMA = json.loads((Path(recipe_module.__file__).parent / "recipe.schema.json").read_text(encoding="utf-8"))
 LEAST = {"version": 1, "title": "mix", "experts": {"model": "m.safetensors"}}
@@ -50,7 +51,20 @@ WRONG = [
     (["allow_quantized_source"], 1, "allow_quantized_source: expected true or false, found 1"),
     (["passes"], {}, "passes: expected a list"), (["passes", 0], 3, r"passes\[0\]: expected an object with loras, name"),
     (["passes", 0, "loras"], DROP, r"passes\[0\].loras: "),
-    (["passes", 0, "method"], "ties", "expected auto or addition or classic"),
+    (["passes", 0, "method"], "ties", "expected auto or addition or classic or adaptive"),
+    (["passes", 0, "combine"], "dare", "combine: expected sum or ties"),
+    (["passes", 0, "density"], 1.5, "density: expected a number from 0 to 1"),
+    (["passes", 0, "seed"], 1.5, "seed: expected a whole number"), (["passes", 0, "seed"], True, "seed: expected a whole number"),
+    (["passes", 0, "scope"], {"head": 1}, r"scope.head: expected a range of blocks or a kind"),
+    (["passes", 0, "scope"], {"ffn": "x"}, r"scope.ffn: expected a number"),
+    (["passes", 0, "adaptive"], {"limit": 1}, "adaptive.limit: expected one of known_over_chance"),
+    (["passes", 0, "loras", 0, "strength"], "1;2;3", "strength: expected an object by expert, or a text"),
+    (["passes", 0, "loras", 0, "strength"], "a;1", "strength: expected an object by expert, or a text"),
+    (["passes", 0, "loras", 0, "rs_lora"], "yes", "rs_lora: expected true or false"),
+    (["compat"], "kohya", "compat: expected correct or comfyui"),
+    (["strict_share"], 2, "strict_share: expected a number from 0 to 1"),
+    (["mix"], {"method": "ties"}, "mix.files: expected a value"),
+    (["mix"], {"files": {}, "method": "sum"}, "mix.method: expected weighted_sum"),
     (["passes", 0, "global_factor"], 4.5, r"passes\[0\].global_factor: expected a number from 0 to 4, found 4.5"),
     (["passes", 0, "global_factor"], True, "found True"), (["passes", 0, "global_factor"], "1", "found '1'"),
     (["passes", 0, "gate_distillation"], "no", "expected true or false"),
@@ -73,6 +87,7 @@ WRONG = [
 ]
 # What a schema cannot say: how the parts of a recipe fit together, NUL in a path, real calendar days.
 WRONG_TOGETHER = [
+    (["passes", 0, "scope"], {"8-0": 1}, r"scope.8-0: expected a range of blocks or a kind"),
     (["passes", 0, "loras", 0, "files"], {"model": "x"}, "expected a file for high_noise or low_noise, found .'model'"),
     (["passes", 1, "loras", 0, "strength"], {"high_noise": 1}, "strength: expected only low_noise, which have a file"),
     (["outputs", 0, "experts"], ["model"], r"outputs\[0\].experts: expected high_noise or low_noise"),
@@ -124,8 +139,10 @@ def test_a_strength_that_is_no_finite_number_is_refused(number):
         parse(changed(["passes", 0, "loras", 0, "strength", "high_noise"], number))
 
 
-@pytest.mark.parametrize(("kind", "place"), [
-    (Recipe, SCHEMA), *((kind, SCHEMA["$defs"][kind.__name__]) for kind in (Pass, LoraEntry, Output, Save, ClassicConstants))])
+PARTS = (Pass, LoraEntry, Mix, Output, Save, ClassicConstants, AdaptiveConstants)
+
+
+@pytest.mark.parametrize(("kind", "place"), [(Recipe, SCHEMA), *((kind, SCHEMA["$defs"][kind.__name__]) for kind in PARTS)])
 def test_schema_and_dataclass_have_the_same_fields_defaults_and_required_ones(kind, place):
     fields = dataclasses.fields(kind)
     assert {field.name for field in fields} == set(place["properties"]) and place["additionalProperties"] is False
@@ -141,10 +158,32 @@ def test_schema_and_dataclass_have_the_same_fields_defaults_and_required_ones(ki
 def test_the_defaults_are_those_of_the_contract():
     assert parse(LEAST).to_json() == {
         "version": 1, "title": "mix", "title_version": "", "experts": {"model": "m.safetensors"}, "allow_quantized_source": False,
-        "passes": [], "outputs": [], "device": "auto",
+        "passes": [], "outputs": [], "device": "auto", "compat": "correct", "normalize": False, "strict": False,
+        "strict_share": 0.01, "allow_twice": False,
         "save": {"folder": ".", "name": "%title%_%task%_%expert%_%format%", "metadata": "publish", "lora_names": True,
             "on_exists": "number"},
     }
+
+
+def test_strengths_may_be_written_as_high_and_low_in_one_text():
+    def strength(text, files):
+        found = changed(["passes", 0, "loras", 0], {"files": files, "strength": text})
+        return parse(found).passes[0].loras[0].strength
+
+    assert strength("3.0;1.5", {"high_noise": "a", "low_noise": "b"}) == {"high_noise": 3.0, "low_noise": 1.5}
+    assert strength("2", {"high_noise": "a", "low_noise": "b"}) == {"high_noise": 2.0, "low_noise": 2.0}
+    assert strength("3;1.5", {"low_noise": "b"}) == {"low_noise": 1.5}
+
+
+@pytest.mark.parametrize(("mix", "said"), [
+    ({"method": "ties", "files": {"high_noise": ["b"]}}, "mix.files.high_noise: expected 2 files for ties"),
+    ({"method": "slerp", "files": {"high_noise": ["b", "c"]}}, "mix.files.high_noise: expected 1 files for slerp"),
+    ({"method": "slerp", "files": {"model": ["b"]}}, "mix.files: expected checkpoints for high_noise"),
+    ({"method": "slerp", "files": {"high_noise": ["b"]}, "strength": {"low_noise": 1}}, "mix.strength: expected only high_noise")])
+def test_a_mix_takes_as_many_checkpoints_as_its_method(mix, said):
+    with pytest.raises(RecipeError, match=said):
+        parse(FULL | {"mix": mix})
+    assert parse(FULL | {"mix": {"method": "ties", "files": {"high_noise": ["b", "c"]}}}).mix.files == {"high_noise": ("b", "c")}
 
 
 def test_missing_constants_of_the_classic_gate_keep_their_values():

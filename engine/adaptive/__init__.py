@@ -1,0 +1,1 @@
+"""Adaptive injection: what a LoRA changes that the base does itself is gated, what is new passes."""

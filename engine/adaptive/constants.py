@@ -1,0 +1,20 @@
+"""The constants of adaptive injection, under the names that recipes use."""
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class AdaptiveConstants:
+    """known_over_chance: a pair of directions is known where the base's γ exceeds this many times what random spaces would show.
+    refine_energy: a change is refinement up to this many times Σγ². share_*: what is kept of a refinement's Σσ. new_over_mean: a
+    new component passes above this many times the mean σ. limit_*: of the norm of the sum, in units of ‖W‖. negligible: σ below
+    this share of the largest count as zero."""
+
+    known_over_chance: float = 1.5
+    refine_energy: float = 1.5
+    share_floor: float = 0.2
+    share_ceiling: float = 0.4
+    share_over_mean: float = 1.8
+    new_over_mean: float = 0.4
+    limit_new: float = 0.08
+    limit_refine: float = 0.05
+    negligible: float = 1e-6
