@@ -1,68 +1,51 @@
-"""How LoRA files spell the layers of a Wan model, and which spellings of a base are read: changes with the trainers.
+"""Where the module names of LoRA files lie in one base, in every known dialect: by table, from the base's own keys.
 
-Underscored names cannot be split back into dots (`blocks_0_cross_attn_k_img`), so nothing is parsed: the table runs forwards,
-from every key the base really has to every spelling of it. Read are (x = native layer, y = its diffusers name):
-`diffusion_model.x`, `lora_unet_x` with underscores for dots, `transformer.y`. Other known spellings only get their name told.
+Underscored names cannot be split back into dots (`blocks_0_cross_attn_k_img`), so nothing is parsed: the tables run forwards, from
+every key the base really has to its native and its diffusers name, dotted and underscored. Prefixes: prefixes.py; what only the
+whole file can tell: file_dialect.py.
 """
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
+from .adapters import SUFFIXES
+from .errors import LoraError
+from .file_dialect import TEXT_ENCODER, FileDialect
 from .names import to_diffusers
+from .prefixes import DIFFUSERS, FUN, LOADED, NATIVE, take_apart
 from .specs import TensorSpec
 
-# What follows the layer's name. Longest first is not needed: none is the end of another.
-PARTS = {
-    ".lora_up.weight": "up", ".lora_down.weight": "down", ".lora_B.weight": "B", ".lora_A.weight": "A",
-    ".alpha": "alpha", ".diff": "diff", ".diff_b": "diff_b",
-}
-
-# Marker of an adapter kind that is known but not merged, its name, whether plain factors of that layer are wrong without it.
-UNSUPPORTED = (
-    (".hada_", "LoHa", True), (".lokr_", "LoKr", True), (".dora_scale", "DoRA", True), (".lora_magnitude_vector", "DoRA", True),
-    (".oft_", "OFT", True), (".lora_mid.", "LoCon with a Tucker core", True), (".reshape_weight", "reshape_weight", True),
-    (".set_weight", "set_weight", True), (".diff_m", "diff_m", False), (".w_norm", "LyCORIS norm", False),
-    (".b_norm", "LyCORIS norm", False), (".on_input", "IA3", True), (".lora_B.bias", "LoRA bias", False),
-    (".lora_up.bias", "LoRA bias", False), (".lora_A.default.", "PEFT with an adapter name", False),
-    (".lora_B.default.", "PEFT with an adapter name", False), ("_lora.", "old diffusers LoRA", False),
-    (".lora.", "old diffusers LoRA", False), (".lora_linear_layer.", "old diffusers LoRA", False),
-    ("_loras.", "Stand-In", False),
-    (".a1.", "GLoRA", True), (".a2.", "GLoRA", True), (".b1.", "GLoRA", True), (".b2.", "GLoRA", True),
-)
-
-# Prefixes of spellings that are known but not read.
-FOREIGN = (
-    ("diffusion_model.transformer_1.", "one file for both experts (ai-toolkit), high-noise half"),
-    ("diffusion_model.transformer_2.", "one file for both experts (ai-toolkit), low-noise half"),
-    ("diffusion_model_2.", "one file for both experts (OneTrainer), low-noise half"),
-    ("transformer_2.", "one file for both experts (diffusers), low-noise half"),
-    ("lora_transformer_", "OneTrainer's old names"), ("base_model.model.", "PEFT's base_model.model. names"),
-    ("lora_unet__", "VideoX-Fun's double underscore"), ("pipe.dit.", "DiffSynth's pipe.dit. names"),
-    ("lycoris_", "LyCORIS's lycoris_ names"), ("model.diffusion_model.", "a checkpoint's model.diffusion_model. names"),
-)
-TEXT_ENCODER = re.compile(r"lora_te\d?_|text_encoders?[._]|t5|umt5|clip|conditioner[._]")
 IMAGE_BRANCH = re.compile(r"[._](k_img|v_img|norm_k_img|add_k_proj|add_v_proj|norm_added_k)$|img_emb|image_embedder")
 BLOCK = re.compile(r"(?:^|[._])blocks[._](\d+)[._]")
-REMEDY = "convert the file to diffusion_model. names"
+NORM = re.compile(r"(?:vace_)?blocks[._]\d+[._]norm[23]")
+FOREIGN = ("vace_blocks", "face_adapter", "motion_encoder", "audio_injector", "control_adapter", "ref_conv", "music_injector")
+BIASES = {"diff_b", "b_norm"}
+MODULATION = {False: ".modulation", True: "_modulation"}
 
 
 def split(key: str) -> tuple[str, str] | None:
-    """`<module><suffix>` -> (module, part), part being a value of PARTS; None when no known suffix ends the key."""
-    for suffix, part in PARTS.items():
+    """`<module><suffix>` -> (module, part), part being a value of adapters.SUFFIXES; None when no known suffix ends the key.
+
+    `blocks.3.diff_m` is about the modulation of block 3, so its module is `blocks.3.modulation`.
+    """
+    for suffix, part in SUFFIXES.items():          # longest first
         if key.endswith(suffix):
-            return key.removesuffix(suffix), part
+            module = key.removesuffix(suffix)
+            return (module + MODULATION[take_apart(module).prefix.is_flat] if part == "diff_m" else module), part
     return None
 
 
-def unsupported(key: str) -> tuple[str, str, bool] | None:
-    """(module, name of the adapter kind, spoils plain factors) when the key belongs to a kind that is known but not merged."""
-    for marker, kind, spoils in UNSUPPORTED:
-        if marker in key:
-            return key[: key.index(marker)], kind, spoils
-    return None
+@dataclass(frozen=True)
+class Place:
+    """A native layer of the base; the expert that the key names, None when it does not; the dialect, in words for people.
 
+    is_converted: ComfyUI 0.33 does not load the dialect as it is.
+    """
 
-def _underscored(name: str) -> str:
-    return name.replace(".", "_")
+    layer: str
+    expert: str | None
+    dialect: str
+    is_converted: bool
 
 
 class Index:
@@ -74,45 +57,58 @@ class Index:
     def __init__(self, keys: Iterable[str], specs: Mapping[str, TensorSpec]):
         self.specs = {key: specs[key] for key in keys}
         self.layers = dict.fromkeys(key.removesuffix(".weight").removesuffix(".bias") for key in self.specs)
-        self._diffusers = {to_diffusers(layer): layer for layer in self.layers}
-        self._underscored = {_underscored(layer): layer for layer in self.layers}
-        self._table = {f"diffusion_model.{layer}": layer for layer in self.layers}
-        self._table |= {f"lora_unet_{name}": layer for name, layer in self._underscored.items()}
-        self._table |= {f"transformer.{name}": layer for name, layer in self._diffusers.items()}
+        dotted = {NATIVE: {layer: layer for layer in self.layers}, DIFFUSERS: {to_diffusers(layer): layer for layer in self.layers}}
+        flat = {style: {name.replace(".", "_"): layer for name, layer in table.items()} for style, table in dotted.items()}
+        self._tables = {False: dotted, True: flat}
         numbers = [int(found[1]) for layer in self.layers if (found := re.match(r"blocks\.(\d+)\.", layer))]
         self.blocks = max(numbers, default=-1) + 1
 
-    def layer(self, module: str) -> str | None:
-        """The native layer that a LoRA's module name means, None when it is no spelling of any layer of this base."""
-        return self._table.get(module)
+    def place(self, module: str, file: FileDialect) -> Place | None:
+        """The layer that a module of a file means; None when this base has none of that name (`why_not` says why).
+
+        Raises LoraError when the name means two layers and nothing in the file tells which.
+        """
+        spelled = take_apart(module)
+        readings = {style: table[spelled.name] for style, table in self._tables[spelled.prefix.is_flat].items()
+                    if spelled.name in table}
+        if not readings:
+            return None
+        style = file.style(spelled)
+        if NORM.fullmatch(spelled.name) or len(set(readings.values())) > 1:
+            if style is None:
+                raise LoraError(f"{module}: expected other names that tell native from diffusers spelling, in which norm2 and "
+                                "norm3 change places, found none; convert the file to diffusion_model. names")
+        elif style not in readings:
+            style = next(iter(readings))
+        if style not in readings:
+            return None
+        dialect = spelled.dialects[0 if style == NATIVE else 1]
+        is_loaded = dialect in LOADED or (dialect == FUN and file.has_sentinel)
+        return Place(readings[style], file.expert(spelled), dialect, not is_loaded)
 
     def target(self, layer: str, part: str) -> str | None:
         """Key of the base that a part of a LoRA is added to: the bias for `diff_b`, else the weight or the bare parameter."""
-        candidates = (f"{layer}.bias",) if part == "diff_b" else (f"{layer}.weight", layer)
+        candidates = (f"{layer}.bias",) if part in BIASES else (f"{layer}.weight", layer)
         return next((key for key in candidates if key in self.specs), None)
 
     def why_not(self, module: str) -> str:
-        """Why `layer(module)` is None, in words for the user."""
+        """Why `place` found nothing, in words for the user."""
         if TEXT_ENCODER.match(module):
             return "text encoder key: a diffusion model has no such layer"
-        for prefix, title in FOREIGN:
-            if module.startswith(prefix):
-                return f"spelling not supported: {title}; {REMEDY}"
-        if IMAGE_BRANCH.search(module):
+        name = take_apart(module).name
+        if IMAGE_BRANCH.search(name):
             return "no such layer in this model: the image branch (k_img, v_img, img_emb) exists only in Wan 2.1 I2V and its kin"
-        if "vace_blocks" in module:
-            return "no such layer in this model: vace_blocks exists only in VACE models"
-        found = BLOCK.search(module)
+        foreign = next((each for each in FOREIGN if each in name), None)
+        if foreign:
+            return f"no such layer in this model: {foreign} exists only in {_OWNERS[foreign]} models"
+        found = BLOCK.search(name)
         if found and int(found[1]) >= self.blocks:
             return f"no such layer in this model: block {found[1]}, but the model has {self.blocks} blocks"
-        return self._half_converted(module) or "no such layer in this model"
+        if NORM.fullmatch(name):
+            return "no such layer in this model: in the file's way of naming (native or diffusers) this norm has no parameters"
+        return "no such layer in this model"
 
-    def _half_converted(self, module: str) -> str | None:
-        """Spellings that mix a known prefix with another dialect's names, or have no prefix at all."""
-        for prefix in ("diffusion_model.", "transformer.", "lora_unet_", ""):
-            name = module.removeprefix(prefix)
-            layer = self._diffusers.get(name, self._underscored.get(_underscored(name), name))
-            if module.startswith(prefix) and layer in self.layers:
-                how = f"{prefix} with this kind of name" if prefix else "names without a prefix"
-                return f"spelling not supported: {how}; {REMEDY} (here diffusion_model.{layer})"
-        return None
+
+# Parts that only one family has (ComfyUI 0.33 comfy/ldm/wan/model.py).
+_OWNERS = {"vace_blocks": "VACE", "face_adapter": "Animate", "motion_encoder": "Animate", "audio_injector": "S2V",
+           "control_adapter": "Fun-Camera", "ref_conv": "Fun-Control", "music_injector": "WanDancer"}

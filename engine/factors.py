@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from .errors import LoraError
-from .ledger import Pair
 
 if TYPE_CHECKING:
     from .lora import LoraFile
+    from .modules import Pair
 
 
 NOT_FINITE = "expected finite numbers, found NaN or inf; the file is damaged or its training diverged, replace it"
@@ -43,7 +43,7 @@ class Factors:
         return (ups.to("cpu", torch.float64) * downs.to("cpu", torch.float64)).sum(0)
 
 
-def _read(lora: "LoraFile", key: str) -> torch.Tensor:
+def read_tensor(lora: "LoraFile", key: str) -> torch.Tensor:
     """One tensor of a LoRA, float32. Raises LoraError when a value is not finite: it would spread over whole rows of the weight."""
     tensor = lora.read(key)
     flat = tensor.reshape(-1)
@@ -52,7 +52,7 @@ def _read(lora: "LoraFile", key: str) -> torch.Tensor:
     return tensor
 
 
-def load_factors(shape: tuple[int, ...], pairs: list[tuple["LoraFile", Pair, float]], device: torch.device) -> Factors:
+def load_factors(shape: tuple[int, ...], pairs: list[tuple["LoraFile", "Pair", float]], device: torch.device) -> Factors:
     """Factors of all pairs, side by side in their order.
 
     shape: of the base tensor; all axes but the first are one. pairs: (file, pair, strength); strength * alpha / rank goes into up,
@@ -63,10 +63,22 @@ def load_factors(shape: tuple[int, ...], pairs: list[tuple["LoraFile", Pair, flo
     start = 0
     for lora, pair, strength in pairs:
         stop = start + pair.rank
-        up[:, start:stop] = _read(lora, pair.up).reshape(shape[0], pair.rank).double().mul_(strength * pair.factor)
-        down[start:stop] = _read(lora, pair.down).reshape(pair.rank, columns)
+        up[:, start:stop] = read_tensor(lora, pair.up).reshape(shape[0], pair.rank).double().mul_(strength * pair.factor)
+        down[start:stop] = _read_down(lora, pair).reshape(pair.rank, columns)
         start = stop
     return Factors(up.to(device), down.to(device))
+
+
+def _read_down(lora: "LoraFile", pair: "Pair") -> torch.Tensor:
+    """The down factor, with a Tucker core multiplied in: `mn...,nj->mj...`, accumulated in float64."""
+    down = read_tensor(lora, pair.down)
+    return down if pair.mid is None else expand(read_tensor(lora, pair.mid), down)
+
+
+def expand(core: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """A Tucker core (m, n, kernel...) times its inner factor (n, in, and ones): (m, in, kernel...), float32, summed in float64."""
+    inner = down.double().reshape(down.shape[:2])
+    return torch.tensordot(core.double(), inner, ([1], [0])).movedim(-1, 1).to(torch.float32)
 
 
 def read_difference(lora: "LoraFile", key: str, rows: tuple[int, int], device: torch.device) -> torch.Tensor:

@@ -22,7 +22,7 @@ FIELDS = {"dtype", "shape", "data_offsets"}
 FOREIGN = (
     (b"GGUF", "a GGUF file"),
     (b"PK\x03\x04", "a zip or PyTorch file"),
-    (b"\x80\x02", "a pickled PyTorch file"),
+    (b"\x80\x02\x8a\x0al\xfc\x9cF", "a pickled PyTorch file"),  # torch's legacy magic number; two bytes may be a length
     (b"version ", "a git LFS pointer, not the file itself"),
     (b"<!DOCTYP", "a web page, not the file itself"),
     (b"<html", "a web page, not the file itself"),

@@ -3,14 +3,17 @@ import os
 from collections import Counter
 
 from . import scaled, strict_json
-from .errors import MergeError, SourceError
+from .classify import classify, family
+from .errors import LoraError, MergeError, SourceError
 from .header import Header
 from .lora import open_lora
 from .roles import role_of
+from .routing import route
 from .shards import find_files, read_headers
 from .source import open_source
 from .specs import NAMES
 from .system import open_read
+from .task import task_of
 from .variant import detect
 
 ENTRY, LONGEST = ".comfy_quant", 4096  # the JSON entry of a quantized layer (ComfyUI comfy/ops.py); more bytes are no such entry
@@ -20,8 +23,8 @@ def inspect(path: str | os.PathLike) -> dict:
     """Facts about the file, index or folder at `path`, ready for JSON.
 
     "what" is the variant's title, or why it is no base model; "dtypes": name -> tensors, bytes; "quantized": format -> layers;
-    "lora": rank and the like when it is one, else None. Raises HeaderError when the header is damaged, SourceError when nothing
-    is there.
+    "lora": None for what is none, else rank, family, dialects, kinds, expert, task and the like (classify.py, routing.py, task.py).
+    Raises HeaderError when the header is damaged, SourceError when nothing is there.
     """
     path = os.fspath(path)
     headers = read_headers(find_files(path))
@@ -44,10 +47,17 @@ def _what(path: str) -> str:
 
 
 def _lora(path: str, headers: list[Header]) -> dict | None:
-    if len(headers) > 1 or not any(".lora_" in key or "lora_unet" in key for key in headers[0].entries):
+    if len(headers) > 1 or not os.path.isfile(path):
         return None
-    with open_lora(path) as lora:
-        return {"rank": lora.rank, "distillation": lora.is_distillation}
+    try:
+        lora = open_lora(path)
+    except LoraError:
+        return None                                # it is no LoRA, which `what` tells
+    with lora:
+        facts, routing, task = classify(lora), route(path, lora), task_of(lora)
+        return {"rank": lora.rank, "distillation": lora.is_distillation, "family": family(facts), **facts,
+                "expert": routing.expert, "evidence": routing.evidence, "against": list(routing.against),
+                "task": task.task, "task_evidence": task.evidence}
 
 
 def _dtypes(headers: list[Header]) -> dict[str, dict[str, int]]:
@@ -97,7 +107,16 @@ def lines(found: dict) -> list[str]:
             f"  role: {found['role'] or 'unknown'} ({found['evidence']})"]
     told += [f"  {name}: {each['tensors']} tensors, {each['bytes'] / 1e9:.3f} GB" for name, each in found["dtypes"].items()]
     told += [f"  quantized: {count} layers {name}" for name, count in found["quantized"].items()]
-    if found["lora"] and found["lora"]["distillation"]:
-        told.append(f"  distillation LoRA: {found['lora']['distillation']}")
+    told += _lora_lines(found["lora"]) if found["lora"] else []
     shown = {key: value if len(value) <= 100 else value[:100] + "..." for key, value in sorted(found["metadata"].items())}
     return told + [f"  {key} = {value}" for key, value in shown.items()]
+
+
+def _lora_lines(lora: dict) -> list[str]:
+    against = f"; but {', '.join(lora['against'])}" if lora["against"] else ""
+    told = [f"  family: {lora['family']}, {lora['blocks']} blocks" + (f", {lora['coverage']} coverage" if lora["coverage"] else ""),
+            f"  dialect: {', '.join(f'{name} ({count} keys)' for name, count in lora['dialects'].items())}",
+            f"  adapters: {', '.join(f'{kind} ({count} keys)' for kind, count in lora['kinds'].items())}",
+            f"  expert: {lora['expert']} ({lora['evidence']}{against})",
+            f"  task: {lora['task'] or 'unknown'} ({lora['task_evidence']})"]
+    return told + ([f"  distillation LoRA: {lora['distillation']}"] if lora["distillation"] else [])

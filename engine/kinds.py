@@ -1,9 +1,12 @@
 """What a file is when it is not the diffusion model a person meant to choose, and where it belongs."""
 from collections.abc import Collection
 
+# Of every adapter kind, one that each of its files has; adapters/spelling.py has them all, but must not be imported by a source.
 LORA_ENDINGS = (
-    ".lora_A.weight", ".lora_B.weight", ".lora_down.weight", ".lora_up.weight", ".lora_A.default.weight", ".lora.down.weight",
-    ".lora_A", ".lokr_w1", ".lokr_w1_a", ".hada_w1_a", ".oft_blocks", ".diff", ".diff_b",
+    ".lora_A.weight", ".lora_B.weight", ".lora_down.weight", ".lora_up.weight", ".lora_A.default.weight", ".lora_B.default.weight",
+    ".lora.down.weight", ".lora.up.weight", "_lora.down.weight", ".lora_linear_layer.down.weight", ".lora_A", ".lora_B", ".lokr_w1",
+    ".lokr_w1_a", ".lokr_w2", ".hada_w1_a", ".oft_blocks", ".oft_R.weight", ".oft_R", ".diff", ".diff_b", ".diff_m", ".w_norm",
+    ".set_weight", ".on_input", ".dora_scale", ".lora_magnitude_vector", "_loras.down.weight",
 )
 LORA = "a LoRA; add it with the LoRA node (it belongs in models/loras)"
 VAE = "a VAE; it belongs in models/vae and is not merged"

@@ -9,11 +9,13 @@ from functools import cached_property
 
 import torch
 
-from .alpha import Adapter, read_adapter
-from .dialects import PARTS, Index, split
+from .dialects import Index, split
 from .errors import LoraError
+from .file_dialect import FileDialect, read_dialect
 from .header import Header, read_header
 from .ledger import Diff, Ledger, Module, Pair, Refused, match
+from .peft_config import Adapter, choose_adapter, read_adapters
+from .specs import TensorSpec
 from .system import ReadFile, open_read
 
 __all__ = ["Diff", "Index", "Ledger", "LoraFile", "Module", "Pair", "Refused", "match", "open_lora"]
@@ -24,6 +26,7 @@ DISTILLATION = re.compile(
     r"(lightx2v|lightning|seko|causvid|accvid(?:eo)?|fusioni?x|4[-_ ]?steps?|cfg[-_ ]?step[-_ ]?distill|dmd2?|turbo)"
     r"(?![a-z0-9])"
 )
+VAGUE = {"weight", "alpha", "rescale"}              # endings that other files have too
 TITLES = ("modelspec.title", "ss_output_name")
 
 
@@ -52,16 +55,31 @@ class LoraFile:
         return self.header.metadata
 
     @cached_property
+    def specs(self) -> dict[str, TensorSpec]:
+        """Shape and dtype of every tensor of the file."""
+        return {key: entry.spec for key, entry in self.header.entries.items()}
+
+    @cached_property
     def rank(self) -> str:
         """`64`, `16 to 64` or `none` (direct differences only), from the header."""
-        downs = [entry.spec.shape for key, entry in self.header.entries.items() if (split(key) or ("", ""))[1] in ("down", "A")]
+        parts = [((split(key) or ("", ""))[1], spec.shape) for key, spec in self.specs.items()]
+        downs = [shape for part, shape in parts if part == "A" or part.endswith("down")]
         ranks = sorted({shape[0] for shape in downs if shape})
         return "none" if not ranks else str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
 
     @cached_property
-    def adapter(self) -> Adapter | None:
-        """PEFT's configuration, from the metadata or from beside the file. Raises LoraError when it is malformed."""
-        return read_adapter(self.path, self.metadata)
+    def dialect(self) -> FileDialect:
+        """What the names of its keys say together."""
+        return read_dialect((found[0] for key in self.header.entries if (found := split(key))), self.header.entries)
+
+    @cached_property
+    def adapters(self) -> dict[str, Adapter]:
+        """PEFT's configurations, from the metadata or beside the file. Raises LoraError when one is malformed."""
+        return read_adapters(self.path, self.metadata)
+
+    def adapter_of(self, module: str) -> Adapter | None:
+        """The configuration that holds for a module of this file."""
+        return choose_adapter(self.adapters, module)
 
     @property
     def is_distillation(self) -> str | None:
@@ -101,7 +119,7 @@ def open_lora(path: str | os.PathLike[str]) -> LoraFile:
     """Open a LoRA. Raises HeaderError for a broken file, LoraError when no key looks like a LoRA's."""
     path = os.fspath(path)
     header = read_header(path)
-    if not any(key.endswith(tuple(PARTS)) or "lora" in key or ".lokr_" in key or ".hada_" in key for key in header.entries):
+    if not any("lora" in key or (split(key) or ("", "weight"))[1] not in VAGUE for key in header.entries):
         first = next(iter(header.entries), "no key at all")
         expected = "expected a LoRA (keys ending in .lora_down.weight or .lora_A.weight)"
         raise LoraError(f"{os.path.basename(path)}: {expected}, found {first}; choose a LoRA file")

@@ -6,11 +6,12 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 
-OPPOSITE = {"high": "low", "low": "high", "hn": "ln", "ln": "hn", "h": "l", "l": "h"}
+OPPOSITE = {"high": "low", "low": "high", "hn": "ln", "ln": "hn", "h": "l", "l": "h", "1": "2", "2": "1"}
 ENDINGS = re.compile(r"(\.safetensors\.index\.json|\.safetensors|\.gguf|\.json)$", re.IGNORECASE)
 # The v of "i2v" is a word of its own, then runs of letters and camel-case parts; digits and signs only separate.
 WORD = re.compile(r"(?<=2)[vV]|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[A-Z]")
 GLUED = re.compile(r"(?:(?<![a-z])|(?<=2v))(high|low)(?=noise)", re.IGNORECASE)
+TRANSFORMER = re.compile(r"(?<![a-z])transformer[-_]?([12])(?!\d)", re.IGNORECASE)   # ai-toolkit's and diffusers' experts
 LETTER = re.compile(r"(?<![A-Za-z0-9])[HhLl](?![A-Za-z0-9])")
 # In front of these, high and low speak of something else than noise ("rank" only without a number: HIGH_rank64 is an expert).
 ELSEWHERE = {
@@ -47,6 +48,7 @@ def find_words(name: str) -> list[RoleWord]:
                 alone.append(found)
         elif text in ("hn", "ln"):
             alone.append(RoleWord(*word.span(), "high" if text == "hn" else "low"))
+    alone += [RoleWord(*found.span(1), "high" if found[1] == "1" else "low") for found in TRANSFORMER.finditer(stem)]
     noise += [RoleWord(*found.span(1), found[1].lower()) for found in GLUED.finditer(stem)]
     return sorted(set(noise or alone), key=lambda word: word.start)
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from .errors import SourceError
+from .prefixes import HIGH, LOW
 from .role_words import find_letters, find_words, swap
 from .source import Source
 from .variant import detect
 
-HIGH, LOW = "high_noise", "low_noise"
 ROLES = {"high": HIGH, "low": LOW}
 RANGE = re.compile(r"\s*(\d+(?:\.\d*)?)\s*,\s*(\d+(?:\.\d*)?)\s*")
 DIFFUSERS = {"transformer": "transformer_2", "transformer_2": "transformer"}  # folders of a diffusers repository: high, low
@@ -31,11 +31,9 @@ def role_of(path: str, metadata: Mapping[str, str], exists: Callable[[str], bool
 
     Bare letters (`_H`, `-L-`) count only when the file with the opposite letter `exists`.
     """
-    ranged = _timestep_range(metadata.get("modelspec.timestep_range", ""))
-    if ranged:
-        return ranged
     folder, name = os.path.split(os.path.normpath(path))
-    return _by_words("file name", name) or _by_letters(folder, name, exists) or _by_folder(folder, exists)
+    named = by_range(metadata) or by_words("file name", name) or by_letters(folder, name, exists) or by_folder(folder, exists)
+    return named or Role(None, "no word for high or low noise in metadata, file name or folder")
 
 
 def partner(path: str, exists: Callable[[str], bool] = os.path.exists) -> str | None:
@@ -71,8 +69,9 @@ def check_pair(high: Source, low: Source) -> None:
             raise SourceError(f"{where}: expected two experts of one model, found {found}; choose two files of the same model")
 
 
-def _timestep_range(text: str) -> Role | None:
+def by_range(metadata: Mapping[str, str]) -> Role | None:
     """musubi-tuner's "min,max" of 1000 steps: the border is 900 for I2V and 875 for T2V (Wan2.2 configs, boundary)."""
+    text = metadata.get("modelspec.timestep_range", "")
     found = RANGE.fullmatch(text)
     if not found:
         return None
@@ -83,14 +82,16 @@ def _timestep_range(text: str) -> Role | None:
     return Role(LOW, evidence) if first <= 1 and 800 <= last <= 950 else None
 
 
-def _by_words(where: str, name: str) -> Role | None:
+def by_words(where: str, name: str) -> Role | None:
+    """What the words of a name say; a Role of None where it says both, None where it says nothing."""
     said = {word.says for word in find_words(name)}
     if len(said) == 2:
         return Role(None, f"{where} {name!r} says both high and low")
     return Role(ROLES[said.pop()], f"{where} {name!r}") if said else None
 
 
-def _by_letters(folder: str, name: str, exists: Callable[[str], bool]) -> Role | None:
+def by_letters(folder: str, name: str, exists: Callable[[str], bool]) -> Role | None:
+    """What a bare H or L in a file's name says beside a file that differs in it alone."""
     letters = find_letters(name)
     other = swap(name, letters)
     if len({letter.says for letter in letters}) == 1 and exists(os.path.join(folder, other)):
@@ -98,16 +99,16 @@ def _by_letters(folder: str, name: str, exists: Callable[[str], bool]) -> Role |
     return None
 
 
-def _by_folder(folder: str, exists: Callable[[str], bool]) -> Role:
+def by_folder(folder: str, exists: Callable[[str], bool]) -> Role | None:
     """The two nearest folders, nearest first; further up, names are about the machine."""
     above, near = os.path.split(folder)
     for name in (near, os.path.basename(above)):
-        found = _by_words("folder", name)
+        found = by_words("folder", name)
         if found:
             return found
     if _has_twin(folder, exists):
         return Role(LOW if near == "transformer_2" else HIGH, f"folder {near!r} of a diffusers pair")
-    return Role(None, "no word for high or low noise in metadata, file name or folder")
+    return None
 
 
 def _other_folders(folder: str, exists: Callable[[str], bool]) -> list[str]:

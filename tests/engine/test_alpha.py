@@ -58,7 +58,8 @@ def test_the_merged_weights_are_those_of_peft(tmp_path, settings, scale, where):
     [ledger] = report["experts"][0]["ledger"]
     rs = ", rs-LoRA" if settings.get("use_rslora") else ""
     assert ledger["alpha_over_rank"] == [scale] and ledger["alpha_from"] == [where.removeprefix("bare ") + rs]
-    assert ledger["adapter"]["alpha"] == settings["lora_alpha"]
+    [adapter] = ledger["adapters"].values()
+    assert adapter["alpha"] == settings["lora_alpha"]
 
 
 def test_an_alpha_tensor_comes_before_any_configuration(tmp_path):
@@ -166,5 +167,6 @@ def test_the_plan_shows_which_configuration_was_used(tmp_path):
     wish = tiny.recipe(tmp_path / "out", {"model": model}, [{"files": {"model": path}} for path in (told_by, silent)])
     with plan_recipe(wish, tmp_path / "r") as plan:
         first, second = plan.experts[0].ledgers
-    assert first["adapter"] == {"where": "lora_adapter_metadata", "rank": 4, "alpha": 2, "is_rs": True, "ranks": {}, "alphas": {}}
-    assert second["adapter"] is None and second["alpha_from"] == ["none given, so alpha is the rank"]
+    [adapter] = first["adapters"].values()
+    assert adapter == {"where": "lora_adapter_metadata", "rank": 4, "alpha": 2, "is_rs": True, "ranks": {}, "alphas": {}}
+    assert second["adapters"] == {} and second["alpha_from"] == ["none given, so alpha is the rank"]

@@ -247,13 +247,29 @@ def test_more_tensors_than_any_model_has_are_refused(tmp_path):
 
 @pytest.mark.parametrize(("start", "what"), [
     (b"GGUF\x03\x00\x00\x00", "a GGUF file"), (b"PK\x03\x04" + bytes(30), "a zip or PyTorch file"),
-    (b"\x80\x02" + bytes(30), "pickled"), (b"version https://git-lfs.github.com/spec/v1\n", "git LFS pointer"),
+    (b"version https://git-lfs.github.com/spec/v1\n", "git LFS pointer"),
     (b"<!DOCTYPE html><html>", "a web page"),
 ])
 def test_a_file_of_another_kind_is_named(tmp_path, start, what):
     (tmp_path / "model.safetensors").write_bytes(start)
     with pytest.raises(HeaderError, match=what):
         read_header(tmp_path / "model.safetensors")
+
+
+def test_a_pickle_as_torch_wrote_them_is_named(tmp_path):
+    torch.save({"a": torch.zeros(2)}, tmp_path / "model.safetensors", _use_new_zipfile_serialization=False)
+    with pytest.raises(HeaderError, match="a pickled PyTorch file"):
+        read_header(tmp_path / "model.safetensors")
+
+
+def test_a_header_whose_length_begins_like_a_pickle_is_read(tmp_path):
+    """640 bytes are 0x0280."""
+    for padding in range(-24, 8):
+        save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors", {"x": "y" * (570 + 8 * padding)})
+        if (tmp_path / "model.safetensors").read_bytes()[:2] == b"\x80\x02":
+            break
+    assert (tmp_path / "model.safetensors").read_bytes()[:2] == b"\x80\x02"
+    assert list(read_header(tmp_path / "model.safetensors").entries) == ["a"]
 
 
 def test_a_missing_file_and_a_folder_are_header_errors(tmp_path):

@@ -24,6 +24,7 @@ def laid(tmp_path, tensors):
     save_file(tensors, tmp_path / "some.safetensors")
     ledger = match(open_lora(tmp_path / "some.safetensors"), INDEX)
     refused = {one.key: one.reason for one in ledger.refused}
+    assert sorted(key for group in ledger.groups for key in group.parts.values()) == sorted(tensors)
     assert len(refused) == len(ledger.refused)
     assert ledger.applied_keys | refused.keys() == tensors.keys()
     assert not ledger.applied_keys & refused.keys()
@@ -90,9 +91,11 @@ def test_differences_go_to_weights_biases_norms_and_modulation(tmp_path):
     ({f"{FFN}.diff": torch.ones(12, 20)}, "shape (12, 20) does not fit (20, 12)"),
     ({f"{FFN}.diff_b": torch.ones(20)}, "no bias in blocks.0.ffn.0"),
     ({f"{Q}.diff_b": torch.ones(1, 12)}, "shape (1, 12) does not fit (12,)"),
-    (pair(FFN, 20, 12) | {f"{FFN}.dora_scale": torch.ones(20, 1)}, "adapter kind DoRA is not supported"),
+    (pair(FFN, 20, 12) | {f"{FFN}.dora_scale": torch.ones(7, 1)}, "shape (7, 1)"),
+    ({f"{FFN}.lora_A.high.weight": torch.ones(4, 12), f"{FFN}.lora_B.high.weight": torch.ones(20, 4)}, "no such layer"),
     ({f"{FFN}.lora_up.weight": torch.ones(20, 4, dtype=torch.int8)}, "expected floating point"),
-    ({"diffusion_model.blocks.0.diff_m": torch.ones(1, 6, 12)}, "adapter kind diff_m is not supported"),
+    ({"diffusion_model.blocks.0.diff_m": torch.ones(6, 12)}, "shape (6, 12) does not fit (1, 6, 12)"),
+    ({f"{FFN}.what": torch.ones(20, 12)}, "not a key of a LoRA"),
     (pair("diffusion_model.blocks.7.ffn.0", 20, 12), "block 7, but the model has 2 blocks"),
     (pair("diffusion_model.blocks.0.cross_attn.k_img", 12, 12), "image branch"),
     (pair("diffusion_model.patch_embedding", 12, 6), "does not fit (12, 5, 1, 2, 2)"),
@@ -117,8 +120,12 @@ def test_a_convolution_takes_factors_whose_axes_all_agree(tmp_path, up, down):
 @pytest.mark.parametrize(("tensors", "reason"), [
     (pair(FFN, 3072, 3072), "made for the 5B model"),
     (pair("diffusion_model.blocks.30.ffn.0", 20, 12), "block 30, but the model has 2 blocks"),
-    (pair("blocks.0.ffn.0", 20, 12), "spelling not supported: names without a prefix"),
-    (pair("transformer_2.blocks.0.ffn.net.0.proj", 20, 12), "low-noise half"),
+    (pair("lora_te1_q", 20, 12), "text encoder"),
+    (pair(f"{Q}_loras", 12, 12, names=("up", "down")), "Stand-In"),
+    (pair(Q, 12, 12) | {"dwpose_embedding.0.weight": torch.ones(3)}, "UniAnimate"),
+    (pair(Q, 12, 12) | pair("img_in", 12, 12), "FLUX"),
+    (pair(Q, 12, 12) | {"diffusion_model.patch_embedding.lora_up.weight": torch.ones(12, 4),
+                        "diffusion_model.patch_embedding.lora_down.weight": torch.ones(4, 32, 1, 2, 2)}, "control LoRA"),
 ])
 def test_a_lora_of_which_nothing_fits_is_an_error_that_says_why(tmp_path, tensors, reason):
     with pytest.raises(LoraError, match=r"some\.safetensors: nothing of it fits this model") as caught:

@@ -36,6 +36,8 @@ def test_the_rank_is_summed_up_from_the_header(tmp_path):
     two = one | {f"{other}.lora_down.weight": torch.ones(4, 8), f"{other}.lora_up.weight": torch.ones(8, 4)}
     assert saved(tmp_path / "one.safetensors", one).rank == "16"
     assert saved(tmp_path / "two.safetensors", two).rank == "4 to 16"
+    named = {f"{Q}.lora_A.default.weight": torch.ones(8, 8), f"{Q}.lora_B.default.weight": torch.ones(8, 8)}
+    assert saved(tmp_path / "named.safetensors", named).rank == "8"
     assert saved(tmp_path / "none.safetensors", {f"{Q}.diff_b": torch.ones(8)}).rank == "none"
 
 

@@ -17,13 +17,14 @@ SAYS_HIGH = [
     "Wan2.2-Lightning_T2V-A14B-4steps-lora_HIGH_fp16", "T2V_14b_HighNoise_v2", "my_wan2.2_lora_000001500_high_noise",
     "wan22_Seko_high-noise_V1", "DR34ML4Y_I2V_14B_HIGH", "wan2.2_i2v_HIGH_rank64", "HIGH_4steps", "style.HighNoise.v3",
     "high_noise_low_rank", "low_vram_high_noise", "slow_motion_high_noise", "HighRes_HighNoise", "flow_HIGH", "HIGHnoise",
-    "low_style_high_noise", "low_grand_high_noise", "land_high_noise", "high_noise_and_sound",
+    "style_transformer_1", "Transformer-1", "low_style_high_noise", "low_grand_high_noise", "land_high_noise",
+    "high_noise_and_sound",
 ]
 SAYS_NOTHING = [
     "slow", "slow_motion", "slowMotion", "flow", "optical-flow", "highlight", "HighLight", "highlights_v2", "low_rank", "lowrank",
     "low_vram", "lowvram", "LowVRAM", "HighRes", "high-res", "high_resolution", "high_quality", "HighQuality", "glow", "Below",
     "allow", "thigh", "sigh", "yellow", "hollow", "slownoise", "wan2.1_t2v", "low_light", "high_speed", "LoRA", "model",
-    "highway", "lowpoly", "Low-Poly", "knight",
+    "highway", "transformer", "transformer_3", "transformer_12", "mytransformer_1", "lowpoly", "Low-Poly", "knight",
 ]
 SAYS_BOTH = [
     "high_low_pair", "HighNoise_LowNoise_merged", "wan_HIGH-LOW", "hn_ln", "high_and_low_noise_both", "low-and-high-noise",
@@ -40,7 +41,7 @@ def lowered(name):
     pairs = [("high_noise", "low_noise"), ("high-noise", "low-noise"), ("highnoise", "lownoise"), ("HighNoise", "LowNoise"),
              ("HIGHNOISE", "LOWNOISE"), ("highNoise", "lowNoise"), ("HIGHnoise", "LOWnoise"), ("i2vHigh", "i2vLow"),
              ("HIGH", "LOW"), ("_HN_", "_LN_"), ("-hn", "-ln"), ("i2vhigh", "i2vlow"), ("wan22high", "wan22low"),
-             ("wan_high", "wan_low"), ("High", "Low")]
+             ("transformer_1", "transformer_2"), ("Transformer-1", "Transformer-2"), ("wan_high", "wan_low"), ("High", "Low")]
     word, other = next(pair for pair in pairs if pair[0] in name)
     return name.replace(word, other)
 
