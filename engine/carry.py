@@ -11,7 +11,7 @@ from .errors import at
 from .experts import ExpertPlan
 from .line import Line, Step
 from .memory import Peak
-from .merge import Change, load_change
+from .merge import Alteration, load_change
 from .output import Output
 from .progress import Clock, ReadAhead
 
@@ -53,10 +53,10 @@ def stored_bytes(expert: ExpertPlan, keys: list[str]) -> int:
     return sum(expert.source.nbytes(key) for key in keys)
 
 
-def _change(line: Line, expert: ExpertPlan, key: str) -> Change | None:
+def _change(line: Line, expert: ExpertPlan, key: str) -> Alteration | None:
     """What the LoRAs do to `key`; read on a thread of its own while the tensor before it is computed."""
     whats = expert.contributions.get(key)
     if not whats:
         return None
     with at(key, "read LoRA", expert.source.name), torch.inference_mode():   # a thread does not inherit the caller's mode
-        return load_change(key, expert.specs[key], [what for _, what in whats], line.device)
+        return load_change(key, expert.specs[key], [what for _, what in whats], line.device, expert.rules)

@@ -1,78 +1,72 @@
-"""One LoRA's part in one tensor: what it was asked to add, and its delta, tile by tile.
+"""One LoRA's part in one tensor, and how the parts of a pass become one change: what was asked, without any numbers yet.
 
-    delta = strength * gate((alpha / rank) * up @ down) + strength * diff
+    W' = W + Σ_passes f_pass(the pass's deltas, all against the ORIGINAL base), then transforms in list order, then normalize
 """
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+from .gate import ClassicConstants
 
-from .factors import Factors, read_difference
-from .gate import ClassicConstants, Gate
-from .ledger import Diff, Module, Pair
-from .lora import LoraFile
+if TYPE_CHECKING:
+    from .lora import LoraFile
+    from .modules import Module
 
 Rows = tuple[int, int]
 CLASSIC = ClassicConstants()
 
 
 @dataclass(frozen=True)
-class Contribution:
-    """What one LoRA adds to one tensor. strength includes the pass's global factor; method is `addition` or `classic`."""
+class PassRule:
+    """How the LoRAs of one pass are combined: see engine/combine.
 
-    lora: LoraFile
-    modules: list[Module]
+    combine: sum, ties, dare_ties, breadcrumbs, slerp or orthogonal. density: share kept by the middle three; gamma: share of
+    outliers that breadcrumbs drops; t: place on slerp's arc; seed: of dare_ties' coins.
+    """
+
+    combine: str = "sum"
+    density: float = 1.0
+    gamma: float = 0.01
+    t: float = 0.5
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What holds for every tensor of a merge. passes: by pass number, a missing one is a plain sum.
+
+    normalize: give each merged 2-D weight the norm of its base. compat: `correct`, or `comfyui` for what ComfyUI's own loader
+    would make of the same LoRAs.
+    """
+
+    passes: tuple[PassRule, ...] = ()
+    normalize: bool = False
+    compat: str = "correct"
+
+    def of(self, number: int) -> PassRule:
+        """The rule of one pass."""
+        return self.passes[number] if number < len(self.passes) else PassRule()
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What one LoRA adds to one tensor.
+
+    strength contains the pass's global factor and the factors by block and kind. method: addition, classic or adaptive.
+    protected: added exactly, after the combination of its pass's others. dense_density, dense_mode (magnitude or dare), seed: how
+    deltas that are no product of factors are thinned under classic and adaptive. gated: the measured factors of an adaptive one.
+    place: which of its pass's unprotected LoRAs it is; sha256: of the file (both say the same for every tensor of a LoRA).
+    """
+
+    lora: "LoraFile"
+    modules: "list[Module]"
     strength: float
     method: str = "addition"
-    constants: ClassicConstants = CLASSIC
-
-
-@dataclass
-class Term:
-    """One contribution, ready to be multiplied out. `factors` hold alpha / rank, and the strength too unless they are gated."""
-
-    contribution: Contribution
-    factors: Factors | None = None
-    gate: Gate | None = None
-    kept: int = 0
-
-    @property
-    def pairs(self) -> list[Pair]:
-        return [module for module in self.contribution.modules if isinstance(module, Pair)]
-
-    @property
-    def diffs(self) -> list[Diff]:
-        return [module for module in self.contribution.modules if isinstance(module, Diff)]
-
-    @property
-    def is_gated(self) -> bool:
-        """Classic gates products of factors; full differences and vectors are added as they are, as in the original."""
-        return self.contribution.method == "classic" and bool(self.pairs)
-
-    def read_differences(self, rows: Rows, device: torch.device) -> list[torch.Tensor]:
-        """Rows of every full difference, (rows, the other axes as one), float32."""
-        return [read_difference(self.contribution.lora, diff.key, rows, device) for diff in self.diffs]
-
-    def write(self, rows: Rows, columns: slice, differences: list[torch.Tensor], out: torch.Tensor) -> int:
-        """Fill `out` with the delta of these rows and columns; returns the elements of it that the gate let through.
-
-        differences: from `read_differences` for the same rows.
-        """
-        if self.factors is None:
-            out.zero_()
-        else:
-            self.factors.product(rows, columns, out)
-        kept = 0
-        if self.gate is not None:
-            self.gate.apply(out, self.contribution.strength)
-            kept = int(torch.count_nonzero(out))
-        for difference in differences:
-            out.add_(difference[:, columns], alpha=self.contribution.strength)
-        return kept
-
-    def describe(self, numel: int) -> dict:
-        """As JSON, complete after the last band. numel: elements of the tensor."""
-        told = {"lora": self.contribution.lora.name, "method": "classic" if self.is_gated else "addition",
-                "rank": sum(pair.rank for pair in self.pairs), "alpha_over_rank": sorted({pair.factor for pair in self.pairs})}
-        if self.gate is not None:
-            told |= {"tier": "new" if self.gate.is_new else "refine", "limit_hit": self.gate.limit_hit, "kept": self.kept / numel}
-        return told
+    constants: object = CLASSIC
+    pass_number: int = 0
+    protected: bool = False
+    dense_density: float = 1.0
+    dense_mode: str = "magnitude"
+    seed: int = 0
+    gated: object = None
+    place: int = 0
+    sha256: str = ""

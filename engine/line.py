@@ -2,11 +2,11 @@
 
     read ─► base, float32 ─► Σ deltas (gated ones after their statistics) ─► stats of the format ─► codes, scales ─► planned offset
 
-A tensor whose formats need no statistics goes through band by band; one that needs them (FP8: amax; classic injection: moments) is
-merged into one reused float32 buffer and encoded from it. Either way each band is computed by one thread, in one fixed order.
+A tensor whose formats need no statistics goes through band by band; one that needs them (FP8: amax), or whose change does (gates,
+ranks, norms, transforms), is merged in one reused float32 buffer and encoded from it. Either way each band is computed by one
+thread, in one fixed order.
 """
 import math
-import threading
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -14,10 +14,10 @@ import torch
 
 from .bands import Rows, Workers, split
 from .errors import at
-from .gate import Moments, moments
-from .merge import Change
+from .merge import Alteration
 from .output import Output
 from .precision import is_block_linear
+from .room import Room
 from .specs import TensorSpec
 
 
@@ -27,7 +27,7 @@ class Step:
 
     key: str
     spec: TensorSpec
-    change: Change | None
+    change: Alteration | None
     outputs: list[Output]
 
 
@@ -36,8 +36,8 @@ class Notes:
     """What the bands of one tensor told, by band: nothing is summed across threads."""
 
     squares: dict[Rows, float] = field(default_factory=dict)
-    absolutes: dict[Rows, tuple[float, float]] = field(default_factory=dict)   # sum |W|, sum |W'|; for the legacy number only
-    moments: dict[Rows, Moments] = field(default_factory=dict)
+    before: dict[Rows, float] = field(default_factory=dict)                    # sum |W|, for the legacy number only
+    after: dict[Rows, float] = field(default_factory=dict)                     # sum |W'|
     energies: dict[Rows, object] = field(default_factory=dict)
     stats: dict[tuple[str, Rows], float] = field(default_factory=dict)
 
@@ -48,31 +48,38 @@ class Line:
 
     def __init__(self, source, workers: Workers, device: torch.device, *, means: bool = False):
         self.source, self.workers, self.device, self.means = source, workers, device, means
-        self.buffer = torch.empty(0)
-        self.local = threading.local()
+        self.room = Room(device)
 
     def carry(self, step: Step) -> dict:
         """Take one tensor through; returns its report row (see `meter.summarize`)."""
-        gated = step.change is not None and step.change.needs_base_moments
+        change = step.change if step.change is not None and step.change.needs_whole else None
         measured = [out for out in step.outputs if out.form(step.key).measure]
-        self.whole = self._whole(step.spec) if gated or measured else None
+        self.room.take(step.spec, whole=bool(change or measured))
         bands, notes = split(step.spec.shape), Notes()
-        if self.whole is None:
-            self._encode(step, bands, notes, lambda rows: (self._read(step, rows, notes), self._merge(step, rows, notes)))
+        if self.room.whole is None:
+            self._encode(step, bands, notes, lambda rows: self._through(step, rows, notes))
         else:
             with self._at(step, "merge"):
-                if gated:
+                if change:
                     self.workers.map(lambda rows: self._read(step, rows, notes), bands)
-                    step.change.decide(_total(notes.moments, bands), lambda compute: self.workers.map(compute, bands))
+                    change.decide(self.room.whole, self.workers.map)
                     self.workers.map(lambda rows: self._merge(step, rows, notes), bands)
+                    change.finish(self.room.whole, self.workers.map)
+                    self.workers.map(lambda rows: self._measure(step, rows, notes), bands)
                 else:
-                    self.workers.map(lambda rows: (self._read(step, rows, notes), self._merge(step, rows, notes)), bands)
+                    self.workers.map(lambda rows: self._through(step, rows, notes), bands)
             self._encode(step, bands, notes, lambda rows: None)
         return self._row(step, bands, notes)
 
+    def _through(self, step: Step, rows: Rows, notes: Notes) -> None:
+        """A band that depends on no other."""
+        self._read(step, rows, notes)
+        self._merge(step, rows, notes)
+        self._measure(step, rows, notes)
+
     def _read(self, step: Step, rows: Rows, notes: Notes) -> None:
         """Fill the band with the base, float32; its sum of squares also finds NaN and inf."""
-        band = self._band(step.spec, rows)
+        band = self.room.band(step.spec, rows)
         with self._at(step, "read"):
             if self.device.type == "cpu":
                 self.source.read(step.key, rows if step.spec.shape else None, out=band)
@@ -82,18 +89,24 @@ class Line:
             notes.squares[rows] = square = torch.dot(flat, flat).item()
             if not math.isfinite(square) and not torch.isfinite(flat).all():
                 raise ValueError("the base holds NaN or inf; get the file again, or choose another base")
-        if step.change is not None and step.change.needs_base_moments:
-            notes.moments[rows] = moments(band)
 
     def _merge(self, step: Step, rows: Rows, notes: Notes) -> None:
-        band = self._band(step.spec, rows)
         if step.change is not None:
-            before = band.abs().sum(dtype=torch.float64).item() if self.means else 0.0
-            notes.energies[rows] = step.change.add(band, rows, self._scratch(step.spec, rows))
-            notes.absolutes[rows] = (before, band.abs().sum(dtype=torch.float64).item() if self.means else 0.0)
+            band = self.room.band(step.spec, rows)
+            notes.before[rows] = self._absolute(band)
+            notes.energies[rows] = step.change.add(band, rows, self.room.scratch(step.spec, rows))
+
+    def _measure(self, step: Step, rows: Rows, notes: Notes) -> None:
+        """What the merged band has to tell: the legacy number, and the statistics of the formats."""
+        band = self.room.band(step.spec, rows)
+        if step.change is not None:
+            notes.after[rows] = self._absolute(band)
         for name, measure in {out.form(step.key).NAME: out.form(step.key).measure for out in step.outputs}.items():
             if measure:
                 notes.stats[name, rows] = measure(band)
+
+    def _absolute(self, band: torch.Tensor) -> float:
+        return band.abs().sum(dtype=torch.float64).item() if self.means else 0.0
 
     def _encode(self, step: Step, bands: list[Rows], notes: Notes, prepare) -> None:
         """Every output's codes, band after band; the hash follows in order."""
@@ -104,7 +117,7 @@ class Line:
         def encode(rows: Rows) -> list:
             with self._at(step, "merge"):
                 prepare(rows)
-            band, spare = self._band(step.spec, rows), self._scratch(step.spec, rows)
+            band, spare = self.room.band(step.spec, rows), self.room.scratch(step.spec, rows)
             with self._at(step, "quantize"):
                 return [out.encode(step.key, band, rows, stat, spare) for out, stat in zip(step.outputs, stats, strict=True)]
 
@@ -119,42 +132,10 @@ class Line:
         if step.change is not None:
             with self._at(step, "merge"):
                 energies = step.change.energies([notes.energies[rows] for rows in bands])
-            row |= {"gram": energies.gram, "gates": step.change.describe()}
+            row |= energies.row() | {"gates": step.change.describe()}
             if self.means:
-                row["mean_abs"] = [math.fsum(column) / step.spec.numel for column in zip(*notes.absolutes.values(), strict=True)]
+                row["mean_abs"] = [math.fsum(sums.values()) / step.spec.numel for sums in (notes.before, notes.after)]
         return row
 
     def _at(self, step: Step, stage: str) -> AbstractContextManager:
         return at(step.key, stage, self.source.name)
-
-    def _whole(self, spec: TensorSpec) -> torch.Tensor:
-        """The reused float32 buffer, as this tensor."""
-        if self.buffer.numel() < spec.numel:
-            self.buffer = torch.empty(0)           # the old one goes before the larger one comes
-            self.buffer = torch.empty(spec.numel, dtype=torch.float32, device=self.device)
-        return self.buffer[:spec.numel].view(spec.shape)
-
-    def _band(self, spec: TensorSpec, rows: Rows) -> torch.Tensor:
-        """Where this band lives: in the buffer, or in this thread's own tile."""
-        if self.whole is not None:
-            return self.whole[rows[0]:rows[1]] if spec.shape else self.whole
-        return self._tile("band", spec, rows)
-
-    def _scratch(self, spec: TensorSpec, rows: Rows) -> torch.Tensor:
-        return self._tile("scratch", spec, rows)
-
-    def _tile(self, name: str, spec: TensorSpec, rows: Rows) -> torch.Tensor:
-        shape = (rows[1] - rows[0], *spec.shape[1:]) if spec.shape else ()
-        need = math.prod(shape)
-        tile = getattr(self.local, name, None)
-        if tile is None or tile.numel() < need:
-            tile = torch.empty(need, dtype=torch.float32, device=self.device)
-            setattr(self.local, name, tile)
-        return tile[:need].view(shape)
-
-
-def _total(parts: dict[Rows, Moments], bands: list[Rows]) -> Moments:
-    total = parts[bands[0]]
-    for rows in bands[1:]:
-        total = total + parts[rows]
-    return total

@@ -1,157 +1,149 @@
 """Where a base tensor meets its deltas: the one place, used by writing, measuring and previewing.
 
-    merged = W + Σ_k strength_k * gate_k((alpha_k / rank_k) up_k @ down_k)        float32, nothing rounded in between
-(Hu et al. 2021, arXiv 2106.09685, section 4.1, summed over LoRAs.) Everything runs in row bands, so that no full delta exists.
-The bytes depend on the band boundaries and on the order of contributions, never on which thread takes which band.
+`load_change` reads what the LoRAs do to one tensor; alteration.py says how that is driven, change.py does it.
+Fast path: when every term is a product of factors and every pass only gives coefficients, all of them are ONE joint product per
+band, and the Gram matrix comes from the factors; nothing dense exists.
 """
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-
 import torch
 
-from .contribution import Contribution, Rows, Term
+from .adaptive.apply import gated_factors
+from .alteration import Alteration, BandEnergy, Energies, Run
+from .bands import split
+from .change import Change
+from .combine import Combined
+from .compat import load_comfy_change
+from .contribution import Contribution, PassRule, Rules
+from .delta import Delta, Transform
 from .factors import Factors, load_factors
-from .gate import Moments, decide, moments
+from .modules import Pair
 from .specs import TensorSpec
+from .term import Term
 
-__all__ = ["BandEnergy", "Change", "Contribution", "Energies", "load_change"]
+__all__ = ["Alteration", "BandEnergy", "Change", "Contribution", "Energies", "PassRule", "Rules", "load_change", "merge_whole"]
 
-TILE_COLUMNS = 1280  # 128 rows of it are 0.66 MB: a tile of the delta stays in a core's L2 cache (docs/log.md)
-MapBands = Callable[[Callable[[Rows], list[Moments]]], list[list[Moments]]]
-
-
-@dataclass(frozen=True)
-class BandEnergy:
-    """What `Change.add` learned in one band: its share of the Gram matrix (n, n) float64, and elements let through per LoRA."""
-
-    gram: torch.Tensor
-    kept: tuple[int, ...]
+CORRECT = Rules()
 
 
-@dataclass(frozen=True)
-class Energies:
-    """gram[j][k] = <delta_j, delta_k> over the whole tensor, in the order of the contributions."""
-
-    gram: list[list[float]]
-
-
-@dataclass
-class Change:
-    """All that is added to one tensor. Use: `decide` if `needs_base_moments`, then `add` per band, then `energies`."""
-
-    key: str
-    shape: tuple[int, ...]
-    terms: list[Term]
-    joint: Factors | None = None  # all factors side by side, when there is nothing else to add
-    columns: int = field(init=False)
-
-    def __post_init__(self):
-        self.columns = math.prod(self.shape[1:])
-
-    @property
-    def needs_base_moments(self) -> bool:
-        """Whether a gate has to see the whole original tensor first."""
-        return any(term.is_gated for term in self.terms)
-
-    def decide(self, base: Moments, map_bands: MapBands) -> None:
-        """Set the gates. base: moments of the original tensor; map_bands runs a function on every band, results in order."""
-        gated = [term for term in self.terms if term.is_gated]
-        bands = map_bands(lambda rows: [self._moments(term, rows) for term in gated])
-        for term, parts in zip(gated, zip(*bands, strict=True), strict=True):
-            term.gate = decide(sum(parts, Moments()), base, term.contribution.constants)
-
-    def add(self, band: torch.Tensor, rows: Rows, scratch: torch.Tensor) -> BandEnergy:
-        """Add all deltas to rows [start, stop) of the tensor, IN PLACE.
-
-        band: (rows, the other axes), float32, contiguous; scratch: float32, contiguous, of as many elements, overwritten.
-        """
-        flat = band.view(rows[1] - rows[0], self.columns)
-        if self.joint is not None:
-            flat.addmm_(self.joint.up[rows[0]:rows[1]], self.joint.down)
-            return BandEnergy(self._joint_gram(rows), (0,) * len(self.terms))
-        return self._add_dense(flat, rows, scratch.view(-1))
-
-    def _add_dense(self, flat: torch.Tensor, rows: Rows, scratch: torch.Tensor) -> BandEnergy:
-        """`add` where each delta has to be seen by itself: tile by tile, all of them side by side in the scratch."""
-        if any(term.is_gated and term.gate is None for term in self.terms):
-            raise RuntimeError(f"{self.key}: the gates have not been decided yet")
-        count, kept, gram = len(self.terms), [0] * len(self.terms), self._no_gram()
-        differences = [term.read_differences(rows, flat.device) for term in self.terms]
-        for columns in self._tiles():
-            shape = (count, flat.shape[0], columns.stop - columns.start)
-            if scratch.numel() < math.prod(shape):  # more LoRAs than columns: biases
-                scratch = torch.empty(math.prod(shape), device=flat.device)
-            deltas = scratch[:math.prod(shape)].view(shape)
-            for k, term in enumerate(self.terms):
-                kept[k] += term.write(rows, columns, differences[k], deltas[k])
-            by_row = deltas.transpose(0, 1)
-            gram += torch.bmm(by_row, by_row.transpose(1, 2)).to("cpu", torch.float64).sum(0)
-            for delta in deltas[1:]:
-                deltas[0].add_(delta)
-            flat[:, columns].add_(deltas[0])
-        return BandEnergy(gram, tuple(kept))
-
-    def energies(self, bands: list[BandEnergy]) -> Energies:
-        """Sum what `add` returned, in band order. Raises ValueError, which names the LoRAs, when the sums overflowed."""
-        gram = self._no_gram()
-        for band in bands:
-            gram += band.gram
-        if not torch.isfinite(gram).all():
-            huge = [each for each, energy in zip(self.terms, gram.diagonal().tolist(), strict=True) if not math.isfinite(energy)]
-            names = " and ".join(dict.fromkeys(each.contribution.lora.name for each in huge or self.terms))
-            raise ValueError(f"the delta overflows float32; lower the strength, or replace the LoRA {names}")
-        for k, term in enumerate(self.terms):
-            term.kept = sum(band.kept[k] for band in bands)
-        return Energies(gram.tolist())
-
-    def describe(self) -> list[dict]:
-        """Per contribution, as JSON: complete after `energies`. kept is the share of elements that the gate lets through."""
-        return [term.describe(math.prod(self.shape)) for term in self.terms]
-
-    def _no_gram(self) -> torch.Tensor:
-        return torch.zeros(len(self.terms), len(self.terms), dtype=torch.float64)
-
-    def _tiles(self) -> list[slice]:
-        """Column tiles of a band: as many columns as all deltas of a tile fit into a scratch of the band's size."""
-        width = max(1, min(TILE_COLUMNS, self.columns // len(self.terms)))
-        return [slice(start, min(start + width, self.columns)) for start in range(0, self.columns, width)]
-
-    def _moments(self, term: Term, rows: Rows) -> Moments:
-        """Of the ungated X of one term; the same tiles as in `add`, so that the gate meets the very same numbers."""
-        total = Moments()
-        for columns in self._tiles():
-            tile = torch.empty(rows[1] - rows[0], columns.stop - columns.start, device=term.factors.up.device)
-            term.factors.product(rows, columns, tile)
-            total += moments(tile)
-        return total
-
-    def _joint_gram(self, rows: Rows) -> torch.Tensor:
-        """Rows of the Gram matrix, spread over the bands so that no thread has to do all of them."""
-        count, ranks, gram = len(self.terms), [term.factors.down.shape[0] for term in self.terms], self._no_gram()
-        for j in range(count):
-            if rows[0] <= j * self.shape[0] // count < rows[1]:
-                start = sum(ranks[:j])
-                inner = self.terms[j].factors.inner(self.joint.part(start, sum(ranks)))
-                gram[j, j:] = gram[j:, j] = torch.stack([part.sum() for part in inner.split(ranks[j:])])
-        return gram
-
-
-def load_change(key: str, spec: TensorSpec, contributions: list[Contribution], device: torch.device) -> Change:
+def load_change(key: str, spec: TensorSpec, contributions: list[Contribution], device: torch.device,
+                rules: Rules = CORRECT) -> Alteration:
     """Read what changes `key`. Factors are read whole, in float32; full differences stay on disk and are read per band.
 
-    Classic gates only products of factors: full differences and vectors are added as they are, as in the original.
+    Adaptive contributions get their measured factors (adaptive/apply.py). Raises LoraError, naming file and key, for values that
+    are not finite, RecipeError for a pass that its method cannot combine.
     """
-    terms = [Term(each) for each in contributions]
-    pairs = [[(each.lora, pair, 1.0 if term.is_gated else each.strength) for pair in term.pairs]
-             for each, term in zip(contributions, terms, strict=True)]
-    joint = None
-    if all(term.pairs and not term.diffs and not term.is_gated for term in terms):
-        joint, start = load_factors(spec.shape, [pair for own in pairs for pair in own], device), 0
-    for own, term in zip(pairs, terms, strict=True):
-        if joint is not None:
-            stop = start + sum(pair.rank for _, pair, _ in own)
-            term.factors, start = joint.part(start, stop), stop
-        elif own:
-            term.factors = load_factors(spec.shape, own, device)
-    return Change(key, spec.shape, terms, joint)
+    if rules.compat == "comfyui":
+        return load_comfy_change(key, spec, contributions, rules)
+    terms = [Term(each, key, spec.shape) for each in contributions]
+    joint = _load_pairs(terms, device)
+    if joint is None:
+        _gate_adaptive(terms, device)
+        for term in terms:
+            _load(term, device)
+    combined = _combine(terms, rules)
+    for each in combined:
+        if each.needs_gram and all(_is_product(terms[place]) for place in each.members):
+            each.weigh(_gram([terms[place].factors for place in each.members]))
+    if not all(map(_is_product, terms)) or not all(each.coefficients for each in combined):
+        joint = None
+    elif joint is None:
+        joint = _part(_side_by_side([term.factors for term in terms]), terms)
+    for each in combined if joint is not None else ():
+        for place, coefficient in zip(each.members, each.coefficients, strict=True):
+            terms[place].factors.up.mul_(coefficient)      # a view of the joint ones
+    return Change(key, spec.shape, terms, joint, combined, rules.normalize)
+
+
+def _is_product(term: Term) -> bool:
+    """Whether all that it adds is up @ down at its strength."""
+    return term.factors is not None and not (term.deltas or term.is_gated)
+
+
+def _load_pairs(terms: list[Term], device: torch.device) -> Factors | None:
+    """All factors side by side, read straight into their places, where every module is a pair that is merely added; else None."""
+    if any(term.contribution.method != "addition" or not isinstance(module, Pair)
+           for term in terms for module in term.contribution.modules):
+        return None
+    pairs = [(term.contribution.lora, module, term.contribution.strength) for term in terms for module in term.contribution.modules]
+    return _part(load_factors(terms[0].shape, pairs, device), terms)
+
+
+def _gate_adaptive(terms: list[Term], device: torch.device) -> None:
+    """Gated and limited factors, all passes together, for what of adaptive terms is in factor form; their rest is thinned."""
+    gated = [term for term in terms if term.contribution.method == "adaptive"
+             and any(module.form == "factors" for module in term.contribution.modules)]
+    if gated:
+        found = gated_factors(gated[0].key, gated[0].shape, [term.contribution for term in gated], device)
+        for term, factors, told in zip(gated, *found, strict=True):
+            term.factors, term.adaptive = factors, told
+
+
+def _load(term: Term, device: torch.device) -> None:
+    """Read its modules. Strength goes into `up` in float64, rounded once to float32, unless classic gates it."""
+    asked, parts = term.contribution, []
+    strength = 1.0 if asked.method == "classic" else asked.strength
+    for module in asked.modules:
+        if module.form == "factors" and term.adaptive is not None:
+            continue
+        if isinstance(module, Pair):
+            parts.append(load_factors(term.shape, [(asked.lora, module, strength)], device))
+            continue
+        loaded: Delta | Transform = module.load(asked.lora, term.shape, device)
+        if module.form == "factors":
+            parts.append(Factors(loaded.factors.up.double().mul_(strength).float(), loaded.factors.down))
+        else:
+            (term.transforms if module.form == "transform" else term.deltas).append(loaded)
+    if parts:
+        term.factors = _side_by_side(parts)
+
+
+def _side_by_side(parts: list[Factors]) -> Factors:
+    if len(parts) == 1:
+        return parts[0]
+    return Factors(torch.cat([each.up for each in parts], 1), torch.cat([each.down for each in parts]))
+
+
+def _combine(terms: list[Term], rules: Rules) -> list[Combined]:
+    """The passes of this tensor that are more than a sum, in order."""
+    found = []
+    for number in sorted({term.contribution.pass_number for term in terms}):
+        rule = rules.of(number)
+        members = [place for place, term in enumerate(terms) if term.contribution.pass_number == number
+                   and not term.contribution.protected and (term.factors is not None or term.deltas)]
+        if rule.combine != "sum" and members:
+            asked = [terms[place].contribution for place in members]
+            found.append(Combined(rule, terms[0].key, terms[0].matrix, members, asked))
+    return found
+
+
+def _gram(factors: list[Factors]) -> torch.Tensor:
+    """Inner products of full deltas, from their factors, (n, n) float64."""
+    return torch.stack([torch.stack([one.inner(other).sum() for other in factors]) for one in factors])
+
+
+def _part(joint: Factors, terms: list[Term]) -> Factors:
+    """The factors of all terms side by side; each term's own become views of them."""
+    start = 0
+    for term in terms:
+        rank = sum(module.rank for module in term.contribution.modules) if term.factors is None else term.factors.down.shape[0]
+        term.factors, start = joint.part(start, start + rank), start + rank
+    return joint
+
+
+def serial(compute, bands: list) -> list:
+    """`run` on the calling thread."""
+    return [compute(rows) for rows in bands]
+
+
+def merge_whole(change: Alteration, whole: torch.Tensor, run: Run = serial) -> Energies:
+    """Merge a tensor that lies whole in memory, IN PLACE; the bytes are those of the line. whole: float32, contiguous."""
+    def add(rows):
+        band = whole[rows[0]:rows[1]] if whole.dim() else whole
+        return change.add(band, rows, torch.empty_like(band))
+
+    bands = split(tuple(whole.shape))
+    if change.needs_whole:
+        change.decide(whole, run)
+    found = run(add, bands)
+    if change.needs_whole:
+        change.finish(whole, run)
+    return change.energies(found)

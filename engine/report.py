@@ -2,6 +2,7 @@
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from .experts import ExpertPlan
@@ -69,9 +70,11 @@ def with_finished(reports: Path, expert: ExpertPlan, told: dict) -> dict:
 
 
 def _meter_path(reports: Path, expert: ExpertPlan) -> Path:
-    gates = sorted({(number, repr(what.constants)) for whats in expert.contributions.values() for number, what in whats})
+    asked = [(key, number, [(module.keys, getattr(module, "factor", 1.0)) for module in what.modules],
+              repr(replace(what, lora=None, modules=[], gated=None)))
+             for key, whats in sorted(expert.contributions.items()) for number, what in whats]
     content = {"merge": MERGE, "role": expert.role, "source": expert.source.identity()["files"], "ledger": expert.ledgers,
-               "passes": [entry.pass_number for entry in expert.entries], "gates": gates}
+               "passes": [entry.pass_number for entry in expert.entries], "asked": asked, "rules": repr(expert.rules)}
     return Path(reports) / f"meter-{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}.json"
 
 

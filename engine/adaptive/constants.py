@@ -1,5 +1,7 @@
 """The constants of adaptive injection, under the names that recipes use."""
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+
+AT_ONCE = ("limit_new", "limit_refine")            # act when factors are applied; the rest decides what is measured and stored
 
 
 @dataclass(frozen=True)
@@ -18,3 +20,7 @@ class AdaptiveConstants:
     limit_new: float = 0.08
     limit_refine: float = 0.05
     negligible: float = 1e-6
+
+    def measured(self) -> dict[str, float]:
+        """The constants that a stored measurement depends on: all but the limits."""
+        return {name: value for name, value in asdict(self).items() if name not in AT_ONCE}

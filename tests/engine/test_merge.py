@@ -6,10 +6,10 @@ import threading
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from wan22_master.engine import bands
 from wan22_master.engine.errors import LoraError
-from wan22_master.engine.gate import Moments, moments
 from wan22_master.engine.lora import Index, match, open_lora
-from wan22_master.engine.merge import Contribution, load_change
+from wan22_master.engine.merge import CORRECT, Contribution, load_change, merge_whole
 from wan22_master.engine.specs import TensorSpec
 
 KEY, LAYER = "blocks.0.ffn.0.weight", "diffusion_model.blocks.0.ffn.0"
@@ -50,26 +50,34 @@ def total(energies):
     return sum(map(sum, energies.gram))
 
 
-def merge(base, parts, threads=1, key=KEY):
+def on_threads(threads):
+    """`run` on so many threads, each taking every so-manieth band."""
+    def run(compute, spans):
+        results = {}
+
+        def work(mine):
+            for span in mine:
+                results[span] = compute(span)
+
+        workers = [threading.Thread(target=work, args=(spans[n::threads],)) for n in range(threads)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        return [results[span] for span in spans]
+    return run
+
+
+@pytest.fixture(autouse=True)
+def bands_of_128_rows(monkeypatch):
+    monkeypatch.setattr(bands, "BAND_ELEMENTS", 1)
+
+
+def merge(base, parts, threads=1, key=KEY, rules=CORRECT):
     """The engine, band by band of 128 rows, as the run loop does it. Returns (merged float32, energies, change)."""
-    change = load_change(key, TensorSpec(tuple(base.shape), torch.bfloat16), parts, CPU)
-    merged, results = base.float().clone(), {}
-    bands = [(row, min(row + 128, base.shape[0])) for row in range(0, base.shape[0], 128)]
-    if change.needs_base_moments:
-        total = sum((moments(merged[start:stop]) for start, stop in bands), Moments())
-        change.decide(total, lambda compute: [compute(rows) for rows in bands])
-
-    def work(mine):
-        for rows in mine:
-            band = merged[rows[0]:rows[1]]
-            results[rows] = change.add(band, rows, torch.empty_like(band))
-
-    workers = [threading.Thread(target=work, args=(bands[n::threads],)) for n in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return merged, change.energies([results[rows] for rows in bands]), change
+    change = load_change(key, TensorSpec(tuple(base.shape), torch.bfloat16), parts, CPU, rules)
+    merged = base.float().clone()
+    return merged, merge_whole(change, merged, on_threads(threads)), change
 
 
 def round_once(wide):
@@ -149,7 +157,8 @@ def test_alpha_of_lightning_is_an_eighth(tmp_path, alpha, scale):
 
 
 @pytest.mark.parametrize(("key", "suffix", "shape"), [
-    ("blocks.0.ffn.0.bias", "blocks.0.ffn.0.diff_b", (300,)), ("blocks.0.norm3.weight", "blocks.0.norm3.diff", (40,)),
+    ("blocks.0.ffn.0.bias", "blocks.0.ffn.0.diff_b", (300,)),
+    ("blocks.0.self_attn.norm_q.weight", "blocks.0.self_attn.norm_q.diff", (40,)),
     ("blocks.0.modulation", "blocks.0.modulation.diff", (1, 6, 40)), ("head.head.weight", "head.head.diff", (64, 40)),
 ])
 @pytest.mark.parametrize("method", ["addition", "classic"])
@@ -158,7 +167,7 @@ def test_differences_are_added_directly(tmp_path, key, suffix, shape, method):
     loras = [{f"diffusion_model.{suffix}": diff} for diff in diffs]
     merged, energies, change = merge(base, contributions(tmp_path, loras, shape, (0.5, 2.0, 1.0), method, key), key=key)
     delta = 0.5 * diffs[0].double() + 2.0 * diffs[1].double() + diffs[2].double()
-    assert not change.needs_base_moments
+    assert not change.needs_whole
     assert torch.allclose(merged.double(), base.double() + delta, rtol=0, atol=4 * 2 ** -24 * 0.2)
     assert total(energies) == pytest.approx(delta.square().sum().item(), rel=1e-6)
 

@@ -174,7 +174,7 @@ def test_loras_that_nearly_cancel_move_nearly_nothing(tmp_path, strength):
     model = tiny.save(tmp_path / "m.safetensors", tiny.base())
     lora = {"files": {"model": tiny.save(tmp_path / "l.safetensors", tiny.lora(size=1e-2))}}
     twice = [{**lora, "strength": {"model": by}} for by in (1.0, strength)]
-    with plan_recipe(tiny.recipe(tmp_path / "out", {"model": model}, twice), tmp_path / "r") as plan:
+    with plan_recipe(tiny.recipe(tmp_path / "out", {"model": model}, twice, allow_twice=True), tmp_path / "r") as plan:
         found = measure(plan, reports=tmp_path / "r")["experts"][0]["meter"]
     alone = found["loras"][0]["shift"]
     # energies are known to about 2**-20 of one LoRA's, so the shift to 2**-10; exact is |1 + strength| <= 1e-5 of it
@@ -229,3 +229,79 @@ def test_a_reading_of_the_file_alone_is_not_taken_for_one_of_it_in_a_pair(tmp_pa
     for experts in ({"model": pair["high_noise"]}, pair):
         with plan_recipe(tiny.recipe(tmp_path / "out", experts), reports) as plan:
             assert [each["role"] for each in measure(plan, reports=reports)["experts"]] == list(experts)
+
+
+class Distilled:
+    """A style LoRA in a TIES pass, a distillation LoRA twice as strong beside it, and their dense float64 deltas."""
+
+    def __init__(self, tmp_path, **asked):
+        self.weights, self.reports = tiny.base(seed=5), tmp_path / "r"
+        self.style, self.light = tiny.lora(seed=41, size=3e-4), tiny.lora(seed=42, size=1.5e-3)
+        paths = [
+            tiny.save(tmp_path / name, tensors)
+            for name, tensors in (("style.safetensors", self.style), ("wan2.2_lightning.safetensors", self.light))
+        ]
+        passes = [{"name": "P", "combine": "ties", "density": 0.5, "loras": [{"files": {"model": path}} for path in paths]}]
+        model = tiny.save(tmp_path / "m.safetensors", self.weights)
+        self.recipe = tiny.recipe(tmp_path / "out", {"model": model}, passes=passes, **asked)
+
+    def shift(self, deltas) -> float:
+        base = energy(self.weights[f"{layer}.weight"] for layer in tiny.linears())
+        return math.sqrt(energy(deltas) / base)
+
+    def parts(self, layer: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """The style as TIES leaves one delta alone: its half of largest magnitude; and the distillation whole."""
+        style, light = tiny.delta64(self.style, layer), tiny.delta64(self.light, layer)
+        least = style.abs().flatten().kthvalue(style.numel() - int(0.5 * style.numel()) + 1).values
+        return style * (style.abs() >= least), light
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["measure", "run"])
+def test_needles_tell_distillation_from_the_rest_and_the_word_judges_the_rest(tmp_path, written):
+    job = Distilled(tmp_path)
+    with plan_recipe(job.recipe, job.reports) as plan:
+        found = (run if written else measure)(plan, reports=job.reports)["experts"][0]["meter"]
+    parts = [job.parts(layer) for layer in tiny.linears()]
+    assert found["needles"] == pytest.approx(
+        {
+            "all": job.shift(style + light for style, light in parts),
+            "distillation": job.shift(light for _, light in parts),
+            "rest": job.shift(style for style, _ in parts),
+        },
+        rel=CLOSE,
+    )
+    assert found["shift"] == found["needles"]["all"] > 0.03 and found["needles"]["rest"] < 0.015
+    assert found["status"] == "STABLE"
+    assert [each["protected"] for each in found["loras"]] == [False, True]
+
+
+def test_normalize_is_measured_exactly(tmp_path):
+    job = Distilled(tmp_path, normalize=True)
+    with plan_recipe(job.recipe, job.reports) as plan:
+        found = measure(plan, reports=job.reports)["experts"][0]["meter"]
+    moved, rest = [], []
+    for layer in tiny.linears():
+        base, (style, light) = job.weights[f"{layer}.weight"].double(), job.parts(layer)
+        merged = base + style + light
+        merged = merged * base.norm() / merged.norm()
+        moved.append(merged - base)
+        rest.append(merged - base - light)
+    assert found["shift"] == pytest.approx(job.shift(moved), rel=CLOSE)
+    assert found["needles"]["rest"] == pytest.approx(job.shift(rest), rel=CLOSE)
+
+
+def test_without_distillation_the_rest_is_all(job):
+    found = job.measured()
+    assert found["needles"] == pytest.approx({"all": found["shift"], "distillation": 0.0, "rest": found["shift"]}, rel=1e-12)
+
+
+@pytest.mark.parametrize("change", ["normalize", "density", "seed"])
+def test_how_passes_combine_belongs_to_the_content(tmp_path, change):
+    job = Distilled(tmp_path)
+    asked, found = job.recipe.to_json(), []
+    asked["passes"][0]["combine"] = "dare_ties"
+    for value in ({"normalize": (False, True), "density": (0.5, 0.9), "seed": (1, 2)})[change]:
+        (asked if change == "normalize" else asked["passes"][0])[change] = value
+        with plan_recipe(tiny.parse(asked), job.reports) as plan:
+            found.append(measure(plan, reports=job.reports)["experts"][0]["meter"]["needles"])
+    assert found[0] != found[1]

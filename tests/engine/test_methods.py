@@ -4,29 +4,37 @@ import json
 
 import pytest
 from safetensors import safe_open
-from wan22_master.engine.methods import resolve, resolve_recipe
+from wan22_master.engine.methods import protection, resolve, resolve_recipe
 from wan22_master.engine.plan import plan_recipe
 from wan22_master.engine.recipe import parse
 from wan22_master.tests.engine import tiny
 
 
 @pytest.mark.parametrize(
-    ("asked", "distillation", "insist", "method"),
+    ("asked", "distillation", "said", "insist", "method", "protected"),
     [
-        ("auto", None, False, "addition"),
-        ("auto", "name", False, "addition"),
-        ("auto", "name", True, "addition"),
-        ("addition", "name", False, "addition"),
-        ("classic", None, False, "classic"),
-        ("classic", None, True, "classic"),
-        ("classic", "name", False, "addition"),
-        ("classic", "name", True, "classic"),
+        ("auto", None, None, False, "addition", False),
+        ("auto", "name", None, False, "addition", True),
+        ("auto", "name", None, True, "addition", True),
+        ("addition", "name", None, False, "addition", True),
+        ("addition", "name", False, False, "addition", False),
+        ("classic", None, None, False, "classic", False),
+        ("classic", None, None, True, "classic", False),
+        ("classic", "name", None, False, "addition", True),
+        ("classic", "name", None, True, "classic", False),
+        ("classic", "name", False, False, "classic", False),
+        ("classic", None, True, True, "addition", True),
+        ("adaptive", None, None, False, "adaptive", False),
+        ("adaptive", "name", None, False, "addition", True),
+        ("adaptive", "name", None, True, "adaptive", False),
     ],
 )
-def test_only_an_ungated_wish_for_a_gate_is_told(asked, distillation, insist, method):
-    found, notice = resolve(asked, distillation, insist=insist)
-    assert found == method and (notice is not None) == (asked == "classic" and method == "addition")
-    assert notice is None or ("name" in notice and "gate_distillation" in notice)
+def test_only_an_ungated_wish_for_a_gate_is_told(asked, distillation, said, insist, method, protected):
+    why = protection(asked, distillation, said=said, insist=insist)
+    found, notice = resolve(asked, why)
+    assert (found, why is not None) == (method, protected)
+    assert (notice is not None) == (asked in ("classic", "adaptive") and method == "addition")
+    assert notice is None or (why in notice and "gate_distillation" in notice)
 
 
 def asked(name="style", method="classic", own=None, **more) -> dict:
@@ -57,7 +65,7 @@ def test_a_loras_own_method_goes_before_that_of_its_pass(method, own, wanted):
 
 def test_evidence_on_one_half_is_for_both_and_is_told_without_folders():
     found, [notice] = resolve_recipe(parse(asked("x")), {"/l/x_low.safetensors": 'file name says "lightning"'})
-    assert found.passes[0].loras[0].resolved == "addition"
+    assert (found.passes[0].loras[0].resolved, found.passes[0].loras[0].protected) == ("addition", True)
     assert notice.startswith("P: x_high.safetensors + x_low.safetensors: ") and "lightning" in notice and "/l/" not in notice
 
 

@@ -1,0 +1,36 @@
+"""A gated LoRA as an ordinary LoRA: what adaptive injection adds at strength 1, before the limiter, which belongs to a mix."""
+from collections.abc import Iterator
+
+import torch
+
+from .apply import raw_factors
+from .entry import factor_modules
+from .store import GatedLora
+
+
+def gated_lora(gated: GatedLora, lora, modules: dict[str, list], shapes: dict[str, tuple[int, ...]],
+               ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """(layer, up (out, r), down (r, in)), float32, alpha = r, for every tensor of `modules` with one in factor form, in order.
+
+    modules: key of the base -> the LoRA's modules for it, as its ledger's `applied`; shapes: of the base tensors. r is at most the
+    rank of the LoRA's own factors, and that where δ = 0. up and down are equally long but for a power of two, so that float16
+    holds both. Modules in other forms are not here: they pass as they are. Raises RuntimeError for a tensor not measured.
+    """
+    for key, own in modules.items():
+        if not factor_modules(own):
+            continue
+        entry, raw = gated.entry(key, shapes[key], own), raw_factors(lora, own, shapes[key])
+        up, down = raw.up, raw.down
+        if entry.rank:
+            up = (up.double() @ (entry.left @ entry.inner(1.0, 1.0))).float()
+            down = (entry.right @ down.double()).float()
+        yield (key.removesuffix(".weight"), *_balanced(up, down))
+
+
+def _balanced(up: torch.Tensor, down: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same product, with a power of two moved from the longer to the shorter: no value but a subnormal one is rounded."""
+    ratio = down.double().norm() / up.double().norm()
+    if not torch.isfinite(ratio) or not ratio > 0:
+        return up, down
+    half = torch.exp2(torch.round(torch.log2(ratio) / 2)).item()
+    return up * half, down / half
