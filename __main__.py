@@ -1,4 +1,4 @@
-"""The engine without a screen: run, resume, inspect, leftovers, demo.
+"""The engine without a screen: run, resume, inspect, leftovers, recipe, demo.
 
 Works as `python -m wan22_master` once installed, and as `python PATH-OF-THIS-FOLDER` where it only lies.
 """
@@ -19,7 +19,7 @@ if not __package__:  # started by path: give the folder the package's name, and 
     sys.modules["wan22_master"] = package
     runpy.run_module("wan22_master.__main__", run_name="__main__")  # ends the program
 
-from .engine import demo, inspect, terminal  # noqa: E402 - needs the name above
+from .engine import demo, inspect, recipe_command, terminal  # noqa: E402 - needs the name above
 from .engine.errors import MergeError, Stopped  # noqa: E402
 from .engine.job import PART, delete_leftover, find_leftovers  # noqa: E402
 from .engine.plan import plan_recipe  # noqa: E402
@@ -119,9 +119,8 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, does, about: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=about, description=about)
-        added.set_defaults(does=does)
-        return added
+        commands.add_parser(name, help=about, description=about).set_defaults(does=does)
+        return commands.choices[name]
 
     each = command("run", on_run, "carry out a recipe")
     each.add_argument("recipe")
@@ -137,6 +136,7 @@ def parser() -> argparse.ArgumentParser:
     each = command("leftovers", on_leftovers, "list unfinished jobs, or delete one")
     each.add_argument("folder")
     each.add_argument("--delete", metavar="NAME")
+    recipe_command.add(commands, show)
     each = command("demo", on_demo, "merge and quantize a synthetic pair, to see that everything works")
     each.add_argument("folder", nargs="?", default="demo")
     return top

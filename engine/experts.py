@@ -1,13 +1,16 @@
 """One expert of a plan: its base, and which LoRA changes which of its tensors. From headers alone."""
-import os
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
-from . import precision
+from . import combine, energies, precision, scope
 from .alpha import METADATA, SIBLING
-from .lora import Index, Ledger, LoraFile, match
-from .merge import Contribution
+from .contribution import Contribution, PassRule, Rules
+from .dialects import Index
+from .ledger import Ledger, match, match_comfyui
+from .lora import LoraFile
 from .meter import Entry
-from .recipe import Pass, Recipe
+from .recipe import LoraEntry, Pass, Recipe
 from .specs import TensorSpec
 
 
@@ -24,6 +27,8 @@ class ExpertPlan:
     ledgers: list[dict] = field(default_factory=list)
     contributions: dict[str, list[tuple[int, Contribution]]] = field(default_factory=dict)   # key -> (entry number, what)
     outputs: list = field(default_factory=list)
+    rules: Rules = field(default_factory=Rules)
+    matched: list[tuple[LoraFile, Ledger]] = field(default_factory=list)   # by entry number
 
     @property
     def block_linears(self) -> set[str]:
@@ -35,37 +40,85 @@ class ExpertPlan:
 
 
 def plan_expert(role: str, source, variant, recipe: Recipe, loras: dict[str, LoraFile], sha256: dict[str, str]) -> ExpertPlan:
-    """Match every LoRA of the recipe's passes that has a file for this role. Raises LoraError when nothing of one fits.
+    """Match every LoRA of the recipe's passes that has a file for this role. Raises LoraError when nothing of one fits, RecipeError
+    when a pass cannot combine its LoRAs by its method.
 
-    One of strength 0 is told in the ledger with a note, and changes nothing.
+    recipe: resolved. A LoRA of strength 0 is told in the ledger with a note, and changes nothing.
     """
-    keys = source.keys()
-    specs = {key: source.spec(key) for key in keys}
+    specs = {key: source.spec(key) for key in list(source.keys())}
+    rules = tuple(PassRule(each.combine, each.density, each.gamma, each.t, each.seed) for each in recipe.passes)
     plan = ExpertPlan(role, source, variant, specs, precision.processing_order(specs))
+    plan.rules = Rules(rules, recipe.normalize, recipe.compat)
     index = Index(list(specs), specs)
     for number, each in enumerate(recipe.passes):
-        for entry in each.loras:
-            path, strength = entry.files.get(role), entry.strength.get(role, 1.0) * each.global_factor
-            if not path:
-                continue
-            ledger = match(loras[path], index) if strength else Ledger()
-            who = len(plan.entries)
-            plan.entries.append(Entry(os.path.basename(path), number, each.name))
-            plan.ledgers.append(_told(ledger, loras[path], sha256[path], each, (entry.resolved, strength)))
-            for key, modules in ledger.applied.items():
-                what = Contribution(loras[path], modules, strength, entry.resolved, each.classic)
-                plan.contributions.setdefault(key, []).append((who, what))
+        mine = [entry for entry in each.loras if entry.files.get(role)]
+        merged = [entry for entry in mine if not entry.protected and strength_of(entry, each, role)]
+        if merged:
+            combine.check(rules[number], each.name, len(merged))
+        for entry in mine:
+            lora, strength = loras[entry.files[role]], strength_of(entry, each, role)
+            ledger = _matched(lora, index, recipe.compat, (role, entry.rs_lora)) if strength else Ledger()
+            place = merged.index(entry) if entry in merged else 0
+            asked = _contribution(lora, entry, each, (number, place, sha256[entry.files[role]]))
+            _enter(plan, ledger, asked, entry, (each, strength))
     return plan
 
 
-def _told(ledger: Ledger, lora: LoraFile, sha256: str, each: Pass, applied: tuple[str, float]) -> dict:
-    """A ledger as the report shows it. applied: method and strength."""
+def _matched(lora: LoraFile, index: Index, compat: str, how: tuple[str, bool | None]) -> Ledger:
+    """What a LoRA does to this base. how: role, and the user's word on rs-LoRA."""
+    role, rs_lora = how
+    return match_comfyui(lora, index) if compat == "comfyui" else match(lora, index, role, rs_lora=rs_lora)
+
+
+def strength_of(entry: LoraEntry, each: Pass, role: str) -> float:
+    """Strength of a LoRA on an expert, before the factors by block and kind."""
+    return entry.strength.get(role, 1.0) * each.global_factor
+
+
+def _contribution(lora: LoraFile, entry: LoraEntry, each: Pass, where: tuple[int, int, str]) -> Contribution:
+    """What one LoRA is asked to add, without its modules and strength. where: pass number, place among the unprotected, sha256."""
+    number, place, sha256 = where
+    constants = each.adaptive if entry.resolved == "adaptive" else each.classic
+    return Contribution(lora, [], 0.0, entry.resolved, constants, number, bool(entry.protected), each.dense_density,
+                        each.dense_mode, each.seed, None, place, sha256)
+
+
+def _enter(plan: ExpertPlan, ledger: Ledger, asked: Contribution, entry: LoraEntry, of_pass: tuple[Pass, float]) -> None:
+    """One matched LoRA into the plan: its entry, its ledger, what it adds to which tensor. of_pass: the pass, and the strength."""
+    (each, strength), who = of_pass, len(plan.entries)
+    plan.matched.append((asked.lora, ledger))
+    plan.entries.append(Entry(asked.lora.name, asked.pass_number, each.name, asked.protected))
+    plan.ledgers.append(_told(ledger, asked, each, strength))
+    for key, modules in ledger.applied.items():
+        here = strength * scope.factor(each.scope, key) * scope.factor(entry.scope, key)
+        if here:
+            plan.contributions.setdefault(key, []).append((who, replace(asked, modules=modules, strength=here)))
+
+
+def _told(ledger: Ledger, asked: Contribution, each: Pass, strength: float) -> dict:
+    """A ledger as the report shows it."""
+    lora, where = asked.lora, {each.split(",")[0] for each in ledger.alpha_from}
     return {
-        "lora": lora.name, "sha256": sha256, "pass": each.name, "method": applied[0], "strength": applied[1],
-        "rank": lora.rank, "alpha_over_rank": list(ledger.alpha_over_rank), "alpha_from": list(ledger.alpha_from),
-        "adapter": asdict(lora.adapter) if {each.split(",")[0] for each in ledger.alpha_from} & {METADATA, SIBLING} else None,
-        "distillation": lora.is_distillation,
-        "keys": len(lora.header.entries), "applied": len(ledger.applied_keys), "tensors": len(ledger.applied),
+        "lora": lora.name, "sha256": asked.sha256, "pass": each.name, "method": asked.method, "strength": strength,
+        "protected": asked.protected, "rank": lora.rank, "alpha_over_rank": list(ledger.alpha_over_rank),
+        "alpha_from": list(ledger.alpha_from),
+        "adapters": {name: asdict(one) for name, one in lora.adapters.items()} if where & {METADATA, SIBLING} else {},
+        "distillation": lora.is_distillation, "kinds": ledger.kinds, "dialects": dict(ledger.dialects),
+        "keys": len(lora.header.entries), "applied": len(ledger.applied_keys), "converted": len(ledger.converted),
+        "tensors": len(ledger.applied), "elsewhere": len(ledger.elsewhere),
         "refused": [{"key": one.key, "reason": one.reason} for one in ledger.refused],
-        **({} if applied[1] else {"note": "strength 0: not merged"}),
+        **({} if strength else {"note": "strength 0: not merged"}),
     }
+
+
+def weigh(plan: ExpertPlan, folder: Path, strict_share: float | None, tick: Callable[[], None]) -> None:
+    """What share of each LoRA's energy is applied, converted, for the other expert, or refused, into the plan's ledgers.
+
+    folder: where energies are kept; strict_share: raise LoraError where more than this share is refused, None: never; tick may
+    raise to stop.
+    """
+    for (lora, ledger), told in zip(plan.matched, plan.ledgers, strict=True):
+        if ledger.groups:
+            told["energies"] = energies.measure(lora, ledger, energies.EnergyCache(folder, told["sha256"], lora), tick)
+            if strict_share is not None:
+                energies.check_strict(ledger, strict_share, lora.name)

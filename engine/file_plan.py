@@ -8,7 +8,7 @@ import torch
 
 from . import layout, metadata, precision
 from .experts import ExpertPlan
-from .recipe import Output, Recipe
+from .recipe import Output, Pass, Recipe
 from .specs import TensorSpec
 from .targets import Target
 
@@ -65,16 +65,22 @@ def identify(recipe: Recipe, expert: ExpertPlan, output: Output, sha256: dict[st
     changes the header's words, not the job.
     """
     role = expert.role
-    mine = [(lora.files[role], lora.strength.get(role, 1.0), lora.resolved, asdict(each.classic), each.global_factor)
+    mine = [(lora.files[role], lora.strength.get(role, 1.0), lora.resolved, lora.protected, lora.rs_lora, lora.scope, _rules(each))
             for each in recipe.passes for lora in each.loras if role in lora.files]
     sources = [*expert.source.identity()["files"], *({"name": os.path.basename(path), "sha256": sha256[path]} for path, *_ in mine)]
     asked = {"role": role, "format": output.format, "activations": output.activations, "passes": [how for _, *how in mine],
+             "compat": recipe.compat, "normalize": recipe.normalize,
              "said": [recipe.title, recipe.title_version, recipe.date, recipe.save.metadata, recipe.save.lora_names]}
     wish = _digest({**asked, "base": recipe.experts[role], "loras": [path for path, *_ in mine]})
     header = hashlib.sha256(lay_out(recipe, expert, output, sha256).header).hexdigest()
     content = {"merge": MERGE, "torch": torch.__version__, "device": device, "sources": sources, "asked": asked, "header": header,
-               "adapters": [each["adapter"] for each in expert.ledgers]}   # alphas that lie in a file beside a LoRA
+               "adapters": [each["adapters"] for each in expert.ledgers]}   # alphas that lie in a file beside a LoRA
     return _digest(content), wish, sources
+
+
+def _rules(each: Pass) -> dict:
+    """What a pass does to each of its LoRAs."""
+    return {name: value for name, value in asdict(each).items() if name not in {"loras", "name", "method", "gate_distillation"}}
 
 
 def _digest(value: dict) -> str:

@@ -1,8 +1,9 @@
 """What is said of a model inside its own header: `publish` (nothing private), `private` (all), `none`.
 
 `publish` holds ModelSpec 1.0.1 fields (github.com/Stability-AI/ModelSpec) and one `wan22_master` entry: names without folders,
-hashes, strengths, methods, format. `private` adds the source's own metadata and the full recipe with its paths. `config` of the
-source goes through untouched at every level, because ComfyUI's detection reads it; `config_notice` tells what else it gives away.
+hashes, strengths, methods, format, and the recipe that makes this file again (embedded.py). `private` adds the source's own
+metadata and has this expert's recipe with its paths instead. `config` of the source goes through untouched at every level, because
+ComfyUI's detection reads it; `config_notice` tells what else it gives away. `before` are LoRAs that the base had in it already.
 What would be wrong in the new file is never carried: `_quantization_metadata` (ComfyUI would add comfy_quant to unquantized
 layers), hashes and sizes of the source, and prompt and workflow of whoever saved it.
 """
@@ -11,7 +12,7 @@ import json
 import os
 import re
 
-from . import strict_json
+from . import embedded, strict_json
 from .layout import HASH_SLOT
 
 NEVER = re.compile(r"hash|sha\d|checksum|md5|blake|crc32|(?<![a-z])(file|total|data)?(sha|size)(?![a-z])|prompt|workflow"
@@ -41,7 +42,7 @@ def describe_passes(passes, role: str, sha256: dict[str, str], *, names: bool) -
     """
     told = []
     for each in passes:
-        got = [lora for lora in each.loras if lora.files.get(role) and lora.strength.get(role, 1.0) * each.global_factor]
+        got = embedded.given(each, role)
         loras = [{**({"name": os.path.basename(lora.files[role])} if names else {}), "sha256": sha256[lora.files[role]],
                   "strength": lora.strength.get(role, 1.0), "method": lora.resolved} for lora in got]
         gated = {"classic": dataclasses.asdict(each.classic)} if any(lora.resolved == "classic" for lora in got) else {}
@@ -94,8 +95,15 @@ def build(recipe, role: str, facts: dict, source_metadata: dict[str, str]) -> di
     }
     told = {"version": 1, "expert": role, **{name: facts[name] for name in ("engine", "merge", "format", "base", "passes")},
             **({"title_version": recipe.title_version} if recipe.title_version else {})}
+    before = embedded.baked(source_metadata)
+    if before:
+        told["before"] = [{"sha256": sha256, **({"name": name} if name and recipe.save.lora_names else {})}
+                          for sha256, name in before.items()]
+    hashes = [lora["sha256"] for each in facts["passes"] for lora in each["loras"]]
     if recipe.save.metadata == "private":
         own = {key: value for key, value in source_metadata.items() if not NEVER.search(key)}
         carried = own | carried
-        told["recipe"] = recipe.to_json()
-    return {**carried, **said, "wan22_master": json.dumps(told, sort_keys=True, ensure_ascii=False)}
+        told["recipe"] = embedded.describe_whole(recipe, role, facts["format"], hashes)
+    else:
+        told["recipe"] = embedded.describe(recipe, role, facts["base"]["name"], facts["format"], hashes)
+    return {**carried, **said, embedded.ENTRY: json.dumps(told, sort_keys=True, ensure_ascii=False)}

@@ -1,20 +1,23 @@
 """From a recipe and headers to a plan: every output's name, dtypes, shapes, offsets and bytes, before a weight is read."""
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import metadata, naming, targets
+from .checkpoints import open_mixed
 from .device import Device, choose
 from .errors import PlanError, SourceError, Stopped
 from .estimate import estimate, needed_bytes
-from .experts import ExpertPlan, plan_expert
+from .experts import ExpertPlan, plan_expert, weigh
 from .file_plan import OutputPlan, identify, lay_out
 from .hashes import HashCache
 from .lora import LoraFile, open_lora
 from .methods import resolve_recipe
 from .recipe import Recipe
+from .recipe_edit import check_twice
 from .roles import check_pair
-from .source import open_source
+from .source import Source, open_source
+from .task import task_notice
 from .variant import detect
 
 
@@ -40,10 +43,12 @@ class Plan:
         return [row for expert in self.experts for row in estimate(expert)]
 
 
-def plan_recipe(recipe: Recipe, reports: Path, *, check_space: bool = True, should_stop: Callable[[], bool] = bool) -> Plan:
+def plan_recipe(recipe: Recipe, reports: Path, *, check_space: bool = True, should_stop: Callable[[], bool] = bool,
+                sources: Mapping[str, Source] | None = None) -> Plan:
     """Plan from headers; LoRA files are hashed, once, and should_stop is asked while they are.
 
-    reports: folder of earlier reports, which tell what is finished; check_space: refuse what the disk cannot hold.
+    reports: folder of earlier reports, which tell what is finished; check_space: refuse what the disk cannot hold; sources: bases
+    by role that are no files, in place of the recipe's; the plan closes them.
     Raises RecipeError, SourceError, LoraError, PlanError, Stopped; no output is begun.
     """
     def tick() -> None:
@@ -52,16 +57,21 @@ def plan_recipe(recipe: Recipe, reports: Path, *, check_space: bool = True, shou
 
     plan = Plan(recipe, [], [], [], choose(recipe.device))
     try:
-        bases = {role: _open_base(plan, role, path) for role, path in recipe.experts.items()}
+        bases = {role: _open_base(plan, role, (sources or {}).get(role)) for role in recipe.experts}
         loras = _open_loras(plan)
         targets.check_folder(str(reports))
         cache = HashCache(reports)
         sha256 = {path: cache.sha256(path, tick) for path in loras}
-        plan.recipe, plan.notices = resolve_recipe(recipe, {path: lora.is_distillation for path, lora in loras.items()})
+        plan.recipe, notices = resolve_recipe(recipe, {path: lora.is_distillation for path, lora in loras.items()})
+        plan.notices += notices
+        check_twice(plan.recipe, sha256, {role: source.metadata for role, (source, _) in bases.items()})
         plan.experts = [plan_expert(role, *base, plan.recipe, loras, sha256) for role, base in bases.items()]
         _check_experts(plan)
+        for expert in plan.experts:
+            weigh(expert, reports, recipe.strict_share if recipe.strict else None, tick)
         known = {path: found for path in recipe.experts.values() if (found := cache.known_sha256(path))}
         _plan_outputs(plan, sha256, known, reports)
+        plan.notices = list(dict.fromkeys(plan.notices))
         if check_space:
             targets.check_space([(out.target.path, needed_bytes(out)) for expert in plan.experts for out in expert.outputs])
     except BaseException:
@@ -70,9 +80,13 @@ def plan_recipe(recipe: Recipe, reports: Path, *, check_space: bool = True, shou
     return plan
 
 
-def _open_base(plan: Plan, role: str, path: str) -> tuple:
-    source = open_source(path, allow_lossy=plan.recipe.allow_quantized_source)
+def _open_base(plan: Plan, role: str, given: Source | None) -> tuple:
+    source = given or open_source(plan.recipe.experts[role], allow_lossy=plan.recipe.allow_quantized_source)
     plan.experts.append(ExpertPlan(role, source, None, {}, []))   # so that it is closed whatever comes
+    if plan.recipe.mix and role in plan.recipe.mix.files:
+        source = open_mixed(source, plan.recipe.mix, role, allow_lossy=plan.recipe.allow_quantized_source)
+        plan.experts[-1].source = source
+        plan.notices += source.notices()
     return source, detect(source)
 
 
@@ -95,6 +109,8 @@ def _check_experts(plan: Plan) -> None:
         plan.notices += [f"{expert.source.name}: {said}"] if said else []
         for word, count in expert.source.left_out.items():
             plan.notices.append(f"{expert.source.name}: {count} tensors of {word} left out")
+        said = [task_notice(lora, expert.variant) for lora, _ in expert.matched]
+        plan.notices += [f"{each.level}: {each.text}" for each in said if each]
     if not plan.experts:
         raise SourceError("no model is chosen; choose at least one expert")
 

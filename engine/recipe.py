@@ -42,7 +42,7 @@ class Recipe:
     strict_share: Annotated[float, SHARE] = 0.01
     allow_twice: Annotated[bool, checks.flag] = False
     outputs: Annotated[tuple[Output, ...], checks.listed(checks.record(Output))] = ()
-    save: Annotated[Save, checks.record(Save)] = Save()
+    save: Annotated[Save, checks.record(Save)] = dataclasses.field(default_factory=Save)
     device: Annotated[str, checks.filled] = "auto"
 
     @property

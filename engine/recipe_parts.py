@@ -6,7 +6,9 @@ from ..quant.formats import FORMATS
 from . import checks, scope
 from .adaptive.constants import AdaptiveConstants
 from .checks import wrong
+from .errors import RecipeError
 from .gate import ClassicConstants
+from .routing import strengths
 
 PAIR, SINGLE = ("high_noise", "low_noise"), ("model",)
 ROLES = PAIR + SINGLE
@@ -41,13 +43,10 @@ def _strength(value: object, where: str) -> dict[str, float] | tuple[float, floa
     if not isinstance(value, str):
         return checks.mapped(ROLES, STRENGTH)(value, where)
     try:
-        numbers = [float(each) for each in value.split(";")]
-    except ValueError:
-        numbers = []
-    if len(numbers) not in (1, 2):
-        raise wrong(where, "an object by expert, or a text as 1.0;0.5 (high;low)", value)
-    high, low = (STRENGTH(each, where) for each in (numbers[0], numbers[-1]))
-    return high, low
+        high, low = strengths(value)
+    except RecipeError as cause:
+        raise wrong(where, "an object by expert, or a text as 1.0;0.5 (high;low)", value) from cause
+    return STRENGTH(high, where), STRENGTH(low, where)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,9 +7,13 @@ from pathlib import Path
 
 from . import job as jobs
 from . import report
+from .adaptive.store import ensure
+from .adaptive.store import wanted as unmeasured
+from .analysis import base_norms
 from .bands import Workers
 from .carry import Ride, carry_all, stored_bytes
 from .device import full_float32
+from .embedded import cut
 from .errors import PlanError
 from .experts import ExpertPlan
 from .file_plan import OutputPlan
@@ -43,9 +47,10 @@ def run(plan: Plan, *, reports: Path, should_stop: ShouldStop = never, on_progre
             _catch_up(expert, out, reports)
         outputs = [out for out in expert.outputs if out.target.state not in {"done", "renamed"}]
         if outputs:
+            ensure(expert, ride)
             told.append(write_expert(plan, expert, outputs, ride))
         else:
-            ride.clock.skip(stored_bytes(expert, expert.order))
+            ride.clock.skip(stored_bytes(expert, expert.order + unmeasured(expert, reports)))
             told.append({"role": expert.role, "name": expert.source.name, "outputs": []})
         told[-1] = report.with_finished(reports, expert, told[-1])
     whole = report.assemble(plan, told)
@@ -71,14 +76,16 @@ def measure(plan: Plan, *, reports: Path, should_stop: ShouldStop = never, on_pr
     for expert in plan.experts:
         reading = report.recall_meter(reports, expert)
         if reading is None:
+            ensure(expert, ride)
             peak, start = Peak(), time.monotonic()
             with Workers(should_stop=should_stop) as workers, full_float32():
                 line = Line(expert.source, workers, ride.device.torch_device, means=True)
                 rows = carry_all(line, expert, wanted[expert.role], [], ride, peak)
+            base_norms.keep(reports, expert.source, rows)
             reading = report.tell_expert(expert, rows, [], {"seconds": time.monotonic() - start, "peak_bytes": peak.nbytes})
             report.keep_meter(reports, expert, reading)
         else:
-            ride.clock.skip(stored_bytes(expert, wanted[expert.role]))
+            ride.clock.skip(stored_bytes(expert, wanted[expert.role] + unmeasured(expert, reports)))
         told.append(reading)
     return report.assemble(plan, told)
 
@@ -101,16 +108,12 @@ def resume(path: str, *, reports: Path | None = None, should_stop: ShouldStop = 
 
 def _recipe_of(job: jobs.Job) -> Recipe:
     """What a job was begun with, cut down to its one output and the expert of that, in the folder where it lies now."""
-    recipe, role = parse(job.recipe), job.output["role"]
-    asked = next(each for each in recipe.outputs if each.format == job.output["format"] and role in each.experts)
-    passes = [replace(each, loras=tuple(replace(lora, files={role: lora.files[role]}, strength={role: lora.strength.get(role, 1.0)})
-                                        for lora in each.loras if role in lora.files)) for each in recipe.passes]
-    return replace(recipe, experts={role: recipe.experts[role]}, passes=tuple(passes), outputs=(replace(asked, experts=(role,)),),
-                   save=replace(recipe.save, folder=os.path.dirname(os.path.abspath(job.target))))
+    recipe = cut(parse(job.recipe), job.output["role"], job.output["format"])
+    return replace(recipe, save=replace(recipe.save, folder=os.path.dirname(os.path.abspath(job.target))))
 
 
 def _ride(plan: Plan, keys: dict[str, list[str]], reports: Path, should_stop: ShouldStop, on_progress: OnProgress) -> Ride:
     with naming(str(reports), "made", "check the rights of the folder, or choose another"):
         Path(reports).mkdir(parents=True, exist_ok=True)
-    total = sum(stored_bytes(expert, keys[expert.role]) for expert in plan.experts)
+    total = sum(stored_bytes(expert, keys[expert.role] + unmeasured(expert, reports)) for expert in plan.experts)
     return Ride(plan.device, Clock(total, on_progress), should_stop, reports)

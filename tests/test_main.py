@@ -28,6 +28,17 @@ def recipe(tmp_path):
     return demo.prepare(tmp_path / "demo", TINY)
 
 
+def stop_after(count, folder, monkeypatch):
+    """The wish to stop comes with the count-th question that is asked once a file is begun in `folder`."""
+    calls = []
+
+    def asked(self):
+        calls.extend([1] if list(folder.glob("*.part")) else [])
+        return len(calls) > count
+
+    monkeypatch.setattr(command.StopWish, "__call__", asked)
+
+
 def test_the_demo_writes_four_files_that_load_and_a_second_one_finds_them_done(tmp_path, monkeypatch, capsys):
     prepare = demo.prepare
     monkeypatch.setattr(demo, "prepare", lambda folder: prepare(folder, TINY))
@@ -86,8 +97,7 @@ def test_a_stopped_job_is_listed_resumed_and_ends_as_if_never_stopped(recipe, ca
     whole = {path.name: path.read_bytes() for path in out.glob("*.safetensors")}
     for path in [*out.glob("*.safetensors"), *out.glob("reports/*")]:
         path.unlink()
-    calls = []
-    monkeypatch.setattr(command.StopWish, "__call__", lambda self: calls.append(1) or len(calls) > 30)
+    stop_after(30, out, monkeypatch)
     assert command.main(["run", str(recipe)]) == 130
     assert "resume" in capsys.readouterr().err
     parts = sorted(path.name for path in out.glob("*.part"))
@@ -102,8 +112,7 @@ def test_a_stopped_job_is_listed_resumed_and_ends_as_if_never_stopped(recipe, ca
 
 
 def test_resume_uses_the_reports_folder_it_was_begun_with_and_names_a_changed_lora(recipe, tmp_path, capsys, monkeypatch):
-    calls = []
-    monkeypatch.setattr(command.StopWish, "__call__", lambda self: calls.append(1) or len(calls) > 30)
+    stop_after(30, recipe.parent / "out", monkeypatch)
     assert command.main(["run", str(recipe), "--reports", str(tmp_path / "told")]) == 130
     lora = recipe.parent / "in" / "native_lora_high_noise.safetensors"
     body = bytearray(lora.read_bytes())
@@ -130,10 +139,9 @@ def test_the_hint_names_the_example_and_the_files_that_the_demo_wrote(recipe, tm
 
 
 def test_a_leftover_is_deleted_by_name_and_another_name_is_refused(recipe, capsys, monkeypatch):
-    calls = []
-    monkeypatch.setattr(command.StopWish, "__call__", lambda self: calls.append(1) or len(calls) > 5)
-    assert command.main(["run", str(recipe)]) == 130
     out = recipe.parent / "out"
+    stop_after(5, out, monkeypatch)
+    assert command.main(["run", str(recipe)]) == 130
     part = next(out.glob("*.part"))
     assert command.main(["leftovers", str(out), "--delete", "other"]) == 2 and "expected one of" in capsys.readouterr().err
     assert command.main(["leftovers", str(out), "--delete", part.name]) == 0 and not part.exists()
@@ -161,3 +169,53 @@ def test_started_by_path_it_leaves_the_name_nodes_alone(tmp_path):
               "import nodes; assert nodes.HERE == 1")
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "") and "inspect" in done.stdout
+
+
+def test_the_recipe_commands_read_relink_edit_and_take_out_of_a_model(recipe, tmp_path, capsys):
+    assert command.main(["run", str(recipe)]) == 0
+    model = next((recipe.parent / "out").glob("*high_noise_bf16*"))
+    bytes_of, inside, made = model.read_bytes(), recipe.parent / "in", tmp_path / "made.json"
+    assert command.main(["recipe", "from-model", str(model), "-o", str(made)]) == 0
+    held = json.loads(made.read_text())
+    assert held["experts"] == {"high_noise": "wan2.2_t2v_high_noise.safetensors"} and len(held["passes"]) == 2
+    capsys.readouterr()
+    assert command.main(["recipe", "check", str(made)]) == 2
+    told = capsys.readouterr()
+    assert told.out.count("missing: ") == 2 and "2 of 2 LoRAs cannot be linked" in told.err
+    assert command.main(["recipe", "check", str(model), "--loras", str(inside)]) == 0
+    told = capsys.readouterr().out
+    assert told.count("found: ") == 2 and "#1 native_lora_high_noise.safetensors (high_noise; pass 1; " in told
+
+    linked = tmp_path / "linked.json"
+    base = str(inside / "wan2.2_t2v_high_noise.safetensors")
+    assert command.main(["recipe", "relink", str(made), "--loras", str(inside), "-o", str(linked)]) == 0
+    assert "base of high_noise: not found" in capsys.readouterr().out
+    assert command.main(["recipe", "relink", str(made), "--loras", str(inside), "--high-base", base, "-o", str(linked)]) == 0
+    assert "base of" not in capsys.readouterr().out
+    said = json.loads(linked.read_text())
+    linked.write_text(json.dumps({**said, "save": {**said["save"], "folder": str(tmp_path / "again")}}))
+    assert command.main(["run", str(linked)]) == 0
+    assert next((tmp_path / "again").glob("*.safetensors")).read_bytes() == bytes_of
+
+    capsys.readouterr()
+    assert command.main(["recipe", "without", str(made), "native_lora_high_noise"]) == 0
+    assert [len(each["loras"]) for each in json.loads(capsys.readouterr().out)["passes"]] == [0, 1]
+    assert command.main(["recipe", "without", str(made), "nothing"]) == 2 and "found none" in capsys.readouterr().err
+
+
+def test_an_original_recipe_for_each_expert_becomes_one_of_this_pack(recipe, tmp_path, capsys):
+    for role in ("high", "low"):
+        (tmp_path / f"{role}.json").write_text(
+            '{"paths": {"lora_dir": "in"}, // http://x\n "pipeline": [{"method": "injection", "features": [{"file": '
+            f'"kohya_lora_{role}_noise.safetensors", "weight": 0.5}}]}}]}}')
+    inside, out = recipe.parent / "in", tmp_path / "ours.json"
+    bases = [f"--{role}-base={inside / f'wan2.2_t2v_{role}_noise.safetensors'}" for role in ("high", "low")]
+    names = [str(tmp_path / "high.json"), "--low", str(tmp_path / "low.json")]
+    assert command.main(["recipe", "relink", *names, "--loras", str(inside), *bases, "-o", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert told.count("moved: ") == 2 and told.count("_noise: recipe of the original Action-Master") == 2
+    [each] = json.loads(out.read_text())["passes"]
+    assert each["method"] == "classic" and len(each["loras"]) == 1 and len(each["loras"][0]["files"]) == 2
+    assert command.main(["run", str(out), "--plan-only"]) == 0 and capsys.readouterr().out.count("60 of 60 keys by classic") == 2
+    (tmp_path / "bad.json").write_text('{"paths": {},\n "pipeline": [}')
+    assert command.main(["recipe", "check", str(tmp_path / "bad.json")]) == 2 and "line 2 column 15" in capsys.readouterr().err

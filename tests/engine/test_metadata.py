@@ -75,9 +75,10 @@ def test_private_holds_the_paths_and_what_the_source_said(tmp_path):
     tiny.go(tiny.recipe(out, paths, passes=passes(entry), formats=FORMATS, save={"metadata": "private"}), tmp_path / "r")
     for path in out.iterdir():
         found = metadata_of(path)
-        recipe = json.loads(found["wan22_master"])["recipe"]
-        assert recipe["experts"] == paths and recipe["passes"][0]["name"] == f"{SECRET} pass"
-        assert recipe["passes"][0]["loras"][0]["files"] == entry["files"] and recipe["save"]["folder"] == str(out)
+        said = json.loads(found["wan22_master"])
+        recipe, role = said["recipe"], said["expert"]
+        assert recipe["experts"] == {role: paths[role]} and recipe["passes"][0]["name"] == f"{SECRET} pass"
+        assert recipe["passes"][0]["loras"][0]["files"] == {role: entry["files"][role]} and recipe["save"]["folder"] == str(out)
         assert found["author"] == f"{SECRET} author" and found["ss_comment"] == f"{SECRET} ss_comment"
         assert found["modelspec.title"] == "mix" and "modelspec.author" not in found
 
@@ -191,14 +192,14 @@ def test_a_model_alone_speaks_of_no_noise_and_no_version_it_cannot_know(tmp_path
     tiny.go(tiny.recipe(tmp_path / "out", {"model": path}), tmp_path / "r")
     found = metadata_of(tmp_path / "out" / "mix_bf16.safetensors")
     assert "modelspec.timestep_range" not in found and "2.2" not in found["modelspec.architecture"]
-    assert not re.search("noise|high|low", json.dumps(found).replace("Wan-Video", ""))
+    assert not re.search("noise|high|low", re.sub("Wan-Video|allow_", "", json.dumps(found)))
 
 
 def test_constants_are_told_only_where_classic_was_used(tmp_path):
     paths, entry, out = plant(tmp_path, ("model",))
     changed = {"novelty": 2.0, "limit_new": 0.125}
     entries = [{"loras": [entry | {"method": method}], "classic": changed} for method in ("addition", "classic")]
-    tiny.go(tiny.recipe(out, paths, passes=entries), tmp_path / "r")
+    tiny.go(tiny.recipe(out, paths, passes=entries, allow_twice=True), tmp_path / "r")
     [path] = out.iterdir()
     added, gated = json.loads(metadata_of(path)["wan22_master"])["passes"]
     assert "classic" not in added and gated["classic"].items() >= changed.items()
@@ -241,3 +242,20 @@ def test_what_a_carried_config_gives_away_is_named(config, named):
     told = config_notice({"config": json.dumps(config)})
     assert told is None if named is None else all(f"`{name}`" in told for name in named) and told.count("`") == 2 * len(named)
     assert config_notice({"config": "{"}) is None and config_notice({"other": "/home/x"}) is None
+
+
+def test_a_published_recipe_is_the_same_whether_the_other_half_is_made_or_not(tmp_path):
+    paths, entry, out = plant(tmp_path)
+    tiny.go(tiny.recipe(out, paths, passes=passes(entry)), tmp_path / "r")
+    half = {role: {"high_noise": value} for role, value in (("files", entry["files"]["high_noise"]),)}
+    tiny.go(tiny.recipe(tmp_path / "half", {"high_noise": paths["high_noise"]}, passes=passes(half)), tmp_path / "r2")
+    assert (out / "mix_high_bf16.safetensors").read_bytes() == (tmp_path / "half" / "mix_high_bf16.safetensors").read_bytes()
+
+
+def test_a_loras_hash_in_the_recipe_is_of_the_file_that_was_merged(tmp_path):
+    paths, entry, out = plant(tmp_path, ("model",))
+    tiny.go(tiny.recipe(out, paths, passes=passes(entry | {"sha256": {"model": "e" * 64}})), tmp_path / "r")
+    [path] = out.iterdir()
+    with open(entry["files"]["model"], "rb") as file:
+        sha256 = hashlib.sha256(file.read()).hexdigest()
+    assert json.loads(metadata_of(path)["wan22_master"])["recipe"]["passes"][0]["loras"][0]["sha256"] == {"model": sha256}

@@ -265,8 +265,10 @@ def test_what_is_finished_is_not_read_again_after_a_stop(tmp_path, pair, monkeyp
     assert [expert["outputs"][0]["resumed"] for expert in report["experts"]] == [29, 0]
 
 
-def test_a_single_file_is_resumed_from_its_part_or_its_job_alone(tmp_path, pair):
-    wish = tiny.recipe(tmp_path / "out", pair, [both(tiny.save(tmp_path / "l.safetensors", tiny.lora()))], ("bf16", FP8))
+@pytest.mark.parametrize("level", ["publish", "private"])
+def test_a_single_file_is_resumed_from_its_part_or_its_job_alone(tmp_path, pair, level):
+    entry = both(tiny.save(tmp_path / "l.safetensors", tiny.lora()))
+    wish = tiny.recipe(tmp_path / "out", pair, [entry], ("bf16", FP8), save={"metadata": level})
     tiny.go(wish, tmp_path / "r1")
     unbroken = tiny.files(tmp_path / "out")
     shutil.rmtree(tmp_path / "out")
