@@ -1,10 +1,15 @@
 """The node that says in which format the merged model is saved; chained, several formats come from one reading."""
 import comfy.model_management
+import comfy.model_patcher
 from comfy_api.latest import io
 
 from ..engine.errors import RecipeError
 from . import sockets
+from .bakeable import told
 from .handles import Job, Output
+from .model_handle import AS_INTENDED, AS_SAMPLED, ModelDit
+from .model_source import model_name, open_model
+from .preview_adapter import preview_of
 
 FORMATS = ("float8_e4m3fn", "bf16", "fp16", "fp32")
 ACTIVATIONS = {"fast, uncalibrated": "fast_uncalibrated", "16-bit": "16-bit"}
@@ -24,7 +29,9 @@ class Wan22Quantize(io.ComfyNode):
                         "base and one merge, rounded once.",
             search_aliases=["quantize", "quantise", "fp8", "float8", "scaled fp8", "bf16", "fp16", "convert", "precision"],
             inputs=[
-                sockets.Dit.Input("model", display_name="dit", tooltip="The model to save, merged or not."),
+                io.MultiType.Input("model", types=[sockets.Dit, io.Model], display_name="dit / model",
+                                   tooltip="The model to save, merged or not; or any Wan MODEL, with whatever LoRAs and merges of "
+                                           "other nodes are on it."),
                 io.Combo.Input(
                     "format", options=list(FORMATS), default=FORMATS[0],
                     tooltip="float8_e4m3fn: half the size of bf16, fast on RTX 40 and newer. bf16: a master, rounded once. fp16: "
@@ -38,6 +45,9 @@ class Wan22Quantize(io.ComfyNode):
                                tooltip="Which experts get this format. all: every one that is loaded."),
                 sockets.Job.Input("more", optional=True,
                                   tooltip="Another Quantize of the same model: its formats are saved in the same run."),
+                io.Combo.Input("unsampled", options=[AS_SAMPLED, AS_INTENDED], default=AS_SAMPLED, advanced=True, optional=True,
+                               tooltip="For a MODEL: ComfyUI takes patches of the blocks' modulation, but does not apply them when "
+                                       "it samples. as sampled: nor are they saved. as intended: they are."),
             ],
             outputs=[
                 sockets.Job.Output(display_name="job", tooltip="For Save Model, or for more of the next Quantize."),
@@ -48,14 +58,32 @@ class Wan22Quantize(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, format, activations, experts, more=None) -> io.NodeOutput:
+    def execute(cls, model, format, activations, experts, more=None, unsampled=AS_SAMPLED) -> io.NodeOutput:
+        model, role, lines = taken(model, unsampled)
+        if role is not None and experts not in {ALL, role}:
+            raise RecipeError(f"quantize: experts is {experts}, but the MODEL is a preview of {role}; choose {ALL}")
+        experts = role or experts
         if more is not None and more.dit != model:
             raise RecipeError("quantize: more comes from another model or merge; chain only Quantize nodes with the same dit")
         output, earlier = Output(format, ACTIVATIONS[activations], chosen_roles(model, experts)), more.outputs if more else ()
         check_once(output, earlier)
         outputs = (*earlier, output)
-        estimate = "\n".join(describe(output) for output in outputs)
+        estimate = "\n".join([*(describe(output) for output in outputs), *lines])
         return io.NodeOutput(Job(model, outputs), estimate, ui={"text": (estimate,)})
+
+
+def taken(model, unsampled: str) -> tuple[object, str | None, list[str]]:
+    """(what the job carries, the expert where it is one of several, lines about it) of a dit or a MODEL.
+
+    A MODEL of Merge Preview stands for its dit: merged from the files, rounded once. Raises SourceError for what cannot be baked.
+    """
+    if not isinstance(model, comfy.model_patcher.ModelPatcher):
+        return model, None, []
+    job = preview_of(model)
+    if job is not None:
+        return job.dit, job.role, ["a MODEL of Merge Preview: saved from its files, as its dit would be"]
+    handle = ModelDit(model, model_name(model), unsampled)
+    return handle, None, [*open_model(handle).describe(), *(f"  {line}" for line in told(model))]
 
 
 def chosen_roles(dit, experts: str) -> tuple[str, ...]:

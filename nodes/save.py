@@ -1,23 +1,28 @@
 """The node that writes the files: the one pass over the weights, with everything before it being words."""
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 from server import PromptServer
 
+from ..engine import job as jobs
 from ..engine.plan import plan_recipe
 from ..engine.run import run
 from . import freshness, paths, sockets
 from .handles import Files
 from .judge import finite
+from .model_source import bake_lines, sources_of
 from .progress import device_for, stoppable, watched
 from .recipes import recipe_of, reports_folder
 from .save_text import headers, leftover_lines, plan_lines, result_lines, saved_files, table
 from .widgets import check_filled
 
 CUSTOM = "custom"
+STOPPED = "stopped at {share:.0%}; queue again to go on from there"
+STOPPED_MODEL = "stopped at {share:.0%}; a MODEL cannot be resumed: nothing is left, queue again to start over"
 SAVED = "wan22_master.saved"                       # event that web/index.js answers with a toast and fresh model lists
 
 
@@ -57,7 +62,8 @@ class Wan22SaveModel(io.ComfyNode):
         save = {"folder": target, "name": custom_name if name == CUSTOM else name, "metadata": metadata, "lora_names": lora_names,
                 "on_exists": on_exists}
         recipe = recipe_of(job.dit, job.outputs, title=title, title_version=version, save=save, device=device_for(device))
-        with stoppable() as wish, plan_recipe(recipe, reports, check_space=not plan_only, should_stop=wish) as plan:
+        models = sources_of(job.dit)
+        with stoppable() as wish, plan_recipe(recipe, reports, check_space=not plan_only, should_stop=wish, sources=models) as plan:
             rows, header = plan.rows(), headers(plan)
             told = {"wan22_table": (table(rows),)}
             if plan_only:
@@ -66,17 +72,30 @@ class Wan22SaveModel(io.ComfyNode):
                 planned = json.dumps({"plan": rows, "notices": plan.notices})
                 return io.NodeOutput(nothing, nothing, nothing, header, planned, ui=told)
             os.makedirs(target, exist_ok=True)
-            kind, stopped = plan.device.torch_device.type, "stopped at {share:.0%}; queue again to go on from there"
-            with watched(cls.hidden.unique_id, kind, stopped) as watch:
+            kind, stopped = plan.device.torch_device.type, STOPPED_MODEL if models else STOPPED
+            with watched(cls.hidden.unique_id, kind, stopped) as watch, kept(plan, resumable=not models):
                 report = run(plan, reports=reports, should_stop=watch.should_stop, on_progress=watch.on_progress)
         report = finite(report)
         files = saved_files(report)
         freshness.remember(cls.hidden.unique_id, [file.path for file in files])
-        told["text"] = ("\n".join([*result_lines(report), *leftover_lines(target)]),)
+        told["text"] = ("\n".join([*result_lines(report), *bake_lines(models), *leftover_lines(target)]),)
         PromptServer.instance.send_sync(SAVED, {"files": [file.name for file in files], "folder": folder})
         high, low = (next((file.path for file in files if file.role in roles), "")
                      for roles in (("high_noise", "model"), ("low_noise",)))
         return io.NodeOutput(Files(files), high, low, header, json.dumps(report), ui=told)
+
+
+@contextmanager
+def kept(plan, *, resumable: bool):
+    """On any error or stop inside, unfinished files stay for resuming, or go when nothing could ever resume them."""
+    try:
+        yield
+    except BaseException:
+        for out in () if resumable else [out for expert in plan.experts for out in expert.outputs]:
+            job = jobs.load(out.target.path)
+            if job is not None and job.job_id == out.job_id:
+                job.discard()
+        raise
 
 
 def _widgets() -> list[io.Input]:
