@@ -1,0 +1,1 @@
+"""Tools that read LoRAs and write LoRAs: convert between dialects, merge into one, extract from two checkpoints."""
