@@ -1,16 +1,39 @@
 """The only package that imports ComfyUI: a node is a schema and one call into the engine."""
 from comfy_api.latest import ComfyExtension, io
 
+from .analysis import Wan22LoraAnalysis
 from .inject import Wan22ActionMasterInject
 from .load_dual import Wan22LoadDualDiT
 from .load_saved import Wan22LoadSaved
+from .lora_convert import Wan22LoraConvert
+from .lora_extract import Wan22LoraExtract
+from .lora_gated import Wan22LoraGated
+from .lora_list import Wan22ImportLoraStack, Wan22LoraList
+from .lora_merge import Wan22LoraMerge
 from .lora_pair import Wan22LoraPair
+from .merge_checkpoints import Wan22MergeCheckpoints
 from .meter import Wan22StabilityMeter
+from .preview import Wan22MergePreview
 from .quantize import Wan22Quantize
+from .recipe_load import Wan22RecipeLoad
+from .recipe_save import Wan22RecipeSave
 from .save import Wan22SaveModel
+from .split_step import Wan22SplitStep
 
 NODES = [Wan22LoadDualDiT, Wan22LoraPair, Wan22ActionMasterInject, Wan22StabilityMeter, Wan22Quantize, Wan22SaveModel,
-         Wan22LoadSaved]
+         Wan22LoadSaved,
+         Wan22LoraList,
+         Wan22ImportLoraStack,
+         Wan22MergeCheckpoints,
+         Wan22RecipeLoad,
+         Wan22RecipeSave,
+         Wan22LoraAnalysis,
+         Wan22MergePreview,
+         Wan22SplitStep,
+         Wan22LoraConvert,
+         Wan22LoraMerge,
+         Wan22LoraExtract,
+         Wan22LoraGated]
 
 
 class Extension(ComfyExtension):

@@ -4,9 +4,12 @@ ComfyUI caches node outputs and its memory manager cannot see into objects, so a
 `__repr__` is short because ComfyUI prints every input of a node that fails.
 Roles are `high_noise` and `low_noise`, or `model` for a model that is one file.
 """
+import json
 import os
 from dataclasses import dataclass
 
+Pairs = tuple[tuple[str, float], ...]              # names and numbers
+NOTHING = "{}"                                     # an empty object of JSON; as text it can be compared and hashed
 
 @dataclass(frozen=True)
 class Lora:
@@ -20,6 +23,9 @@ class Lora:
     resolved: str | None = None                    # what planning made of it, for this model
     off: tuple[str, ...] = ()                      # experts whose file is switched off
     doubts: tuple[str, ...] = ()                   # why a file may sit on the wrong expert
+    scope: Pairs = ()                              # factors by block range and kind
+    rs_lora: bool | None = None                    # alpha / sqrt(rank); None: as its metadata says
+    protected: bool | None = None                  # added exactly; None: when it is a distillation LoRA
 
     @property
     def name(self) -> str:
@@ -33,7 +39,8 @@ class Lora:
         if not files:
             return None
         strengths = {role: strength[role] for role in files}
-        return {"files": files, "strength": strengths, "method": self.method, "resolved": self.resolved}
+        return {"files": files, "strength": strengths, "method": self.method, "resolved": self.resolved,
+                "scope": dict(self.scope), "rs_lora": self.rs_lora, "protected": self.protected}
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,14 +61,16 @@ class MergePass:
     method: str
     global_factor: float
     gate_distillation: bool
-    classic: tuple[tuple[str, float], ...]         # constants of the classic gate, by their recipe names
+    classic: Pairs                                 # constants of the classic gate, by their recipe names
     loras: tuple[Lora, ...]
+    settings: str = NOTHING                        # JSON: the recipe's other fields of a pass, as combine, adaptive, scope
 
     def as_json(self, roles: tuple[str, ...]) -> dict:
         """Pass of a recipe."""
         loras = [entry for lora in self.loras if (entry := lora.as_json(roles))]
         return {"name": self.name, "method": self.method, "global_factor": self.global_factor,
-                "gate_distillation": self.gate_distillation, "classic": dict(self.classic), "loras": loras}
+                "gate_distillation": self.gate_distillation, "classic": dict(self.classic), "loras": loras,
+                **json.loads(self.settings)}
 
     def __repr__(self) -> str:
         return f"MergePass({self.name}: {self.method}, {len(self.loras)} LoRAs)"
@@ -69,9 +78,10 @@ class MergePass:
 
 @dataclass(frozen=True, repr=False)
 class Recipe:
-    """Passes without a model, to put on another one."""
+    """Passes without a model, to put on another one. options: JSON of the whole merge's, as compat and normalize."""
 
     passes: tuple[MergePass, ...]
+    options: str = NOTHING
 
     def __repr__(self) -> str:
         return f"Recipe({len(self.passes)} passes)"
@@ -85,6 +95,8 @@ class Dit:
     title: str                                     # of the variant, for texts
     allow_quantized_source: bool = False
     passes: tuple[MergePass, ...] = ()
+    options: str = NOTHING                         # JSON: the recipe's compat, normalize, strict, strict_share, allow_twice
+    mix: str = ""                                  # JSON: the recipe's mix, checkpoints mixed into the base
 
     @property
     def roles(self) -> tuple[str, ...]:

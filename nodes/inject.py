@@ -1,4 +1,5 @@
 """The node that says which LoRAs are merged into the model, and by which method: one pass."""
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from ..engine.errors import LoraError, RecipeError
 from ..engine.plan import plan_recipe
 from . import sockets
 from .handles import Dit, MergePass, Recipe
+from .inject_widgets import ADAPTIVE, OPTIONS, RULES, adaptive_inputs, option_inputs, options_of, rule_inputs, settings_of
 from .ledger_text import describe_plan, unused
 from .progress import stoppable
 from .recipes import recipe_of, reports_folder
@@ -45,10 +47,11 @@ class Wan22ActionMasterInject(io.ComfyNode):
                 sockets.Recipe.Input(
                     "recipe", optional=True, tooltip="Passes of another Inject, put on this model as they are, in place of stack."),
                 io.Combo.Input(
-                    "method", options=["auto", "addition", "classic"], default="auto",
-                    tooltip="addition: exactly as trained. classic: the original gate: in each layer it zeroes changes below a "
-                            "threshold of their mean size, and scales the layer's whole change down when its largest value exceeds "
-                            "a limit. auto: the recommended one, today addition; what it became is shown and saved."),
+                    "method", options=["auto", "addition", "classic", "adaptive"], default="auto",
+                    tooltip="addition: exactly as trained. adaptive: what the base does itself already is thinned, what is new "
+                            "passes, and the sum is held below a limit. classic: the original gate: in each layer it zeroes "
+                            "changes below a threshold of their mean size, and scales the layer's whole change down when its "
+                            "largest value exceeds a limit. auto: the recommended one; what it became is shown and saved."),
                 io.Float.Input("global_factor", default=1.0, min=FACTORS[0], max=FACTORS[1], step=0.01,
                                tooltip="Multiplies every strength of this pass."),
                 io.String.Input("pass_name", default="", placeholder="name of the pass (empty: numbered)",
@@ -62,6 +65,7 @@ class Wan22ActionMasterInject(io.ComfyNode):
                 *(io.Float.Input(PREFIX + name, default=value, min=CONSTANTS[0], max=CONSTANTS[1], step=0.01, advanced=True,
                                  tooltip=f"Of classic: {what}")
                   for name, (value, what) in CLASSIC.items()),
+                *rule_inputs(), *option_inputs(), *adaptive_inputs(),
             ],
             outputs=[
                 sockets.Dit.Output(display_name="dit", tooltip="The model with this pass added."),
@@ -73,25 +77,28 @@ class Wan22ActionMasterInject(io.ComfyNode):
 
     @classmethod
     def execute(cls, dit, method, global_factor, pass_name, gate_distillation, on_mismatch,
-                stack=None, recipe=None, **classic) -> io.NodeOutput:
+                stack=None, recipe=None, **more) -> io.NodeOutput:
         if (stack is None) == (recipe is None):
             raise RecipeError("inject: expected LoRAs by stack or by recipe, one of the two; connect a LoRA Pair to stack")
         check_within("inject: global_factor", global_factor, *FACTORS)
-        for name, value in classic.items():
+        constants = {name: value for name, value in more.items() if name.startswith((PREFIX, ADAPTIVE))}
+        for name, value in constants.items():
             check_within(f"inject: {name}", value, *CONSTANTS)
         if recipe is None:
-            constants = tuple((name.removeprefix(PREFIX), value) for name, value in classic.items())
+            classic = tuple((name.removeprefix(PREFIX), value) for name, value in constants.items() if name.startswith(PREFIX))
             name = pass_name.strip() or f"Pass {len(dit.passes) + 1}"
-            added = (MergePass(name, method, global_factor, gate_distillation, constants, stack.loras),)
+            rules = settings_of({name: more.get(name, usual) for name, usual in RULES.items()}, constants)
+            added = (MergePass(name, method, global_factor, gate_distillation, classic, stack.loras, rules),)
+            options = options_of(dit, {name: more.get(name, usual) for name, usual in OPTIONS.items()})
         else:
-            added = recipe.passes
+            added, options = recipe.passes, options_of(dit, json.loads(recipe.options))
         notes = check_experts(added, dit, on_mismatch)
-        merged = replace(dit, passes=(*dit.passes, *added))
+        merged = replace(dit, passes=(*dit.passes, *added), options=options)
         planned = recipe_of(merged, device="cpu")  # headers need no card
         with stoppable() as wish, plan_recipe(planned, Path(reports_folder()), should_stop=wish) as plan:
             merged = replace(merged, passes=with_resolved_methods(merged.passes, plan.recipe, merged.roles))
             report = "\n".join([*describe_plan(plan), *notes])
-        return io.NodeOutput(merged, Recipe(merged.passes), report, ui={"text": (report,)})
+        return io.NodeOutput(merged, Recipe(merged.passes, merged.options), report, ui={"text": (report,)})
 
 
 def check_experts(passes: tuple[MergePass, ...], dit: Dit, on_mismatch: str) -> list[str]:

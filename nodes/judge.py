@@ -12,9 +12,24 @@ def judged(report: dict, stable_below: float, volatile_above: float, top_k: int)
     for expert in report["experts"]:
         meter = expert["meter"]
         experts.append({**expert, "meter": {
-            **meter, "status": status(meter["shift"], stable_below, volatile_above), "stable_below": stable_below,
+            **meter, "status": status(judged_shift(meter), stable_below, volatile_above), "stable_below": stable_below,
             "volatile_above": volatile_above, "top": meter["top"][:top_k]}})
     return finite({**report, "experts": experts})
+
+
+def judged_shift(meter: dict) -> float | None:
+    """The shift that the word judges: without distillation LoRAs, which are one exact change of the sampler's path. None: infinite.
+
+    A reading of a version that knew one needle only has the shift of all.
+    """
+    return meter["needles"]["rest"] if "needles" in meter else meter["shift"]
+
+
+def side_needles(meter: dict) -> dict[str, float | None]:
+    """What stands beside the judged shift where a distillation LoRA is merged: its own shift and that of all; else nothing."""
+    if "needles" not in meter or not any(lora["protected"] for lora in meter["loras"]):
+        return {}
+    return {name: meter["needles"][name] for name in ("distillation", "all")}
 
 
 def for_browser(report: dict) -> dict:
@@ -44,5 +59,7 @@ def summary(report: dict) -> str:
         meter = expert["meter"]
         name = "" if expert["role"] == "model" else f"{expert['role']}: "
         touched = number(meter["shift_touched"])
-        lines.append(f"{name}{meter['status']}, shift {number(meter['shift'])}, over touched layers alone {touched}")
+        beside = "".join(f", {each} {number(shift)}" for each, shift in side_needles(meter).items())
+        shift = f"shift {number(judged_shift(meter))}{' without distillation' if beside else ''}{beside}"
+        lines.append(f"{name}{meter['status']}, {shift}, over touched layers alone {touched}")
     return "\n".join(lines)

@@ -3,10 +3,13 @@ import os
 from collections import Counter
 
 from ..engine.alpha import ABSENT, OWN
+from ..engine.causes import cause_of
+from ..engine.energies import percent
+from ..engine.prefixes import LOADED
 from .handles import Lora
 
 ORDINARY = {ABSENT, OWN}                           # where an alpha is from, without being worth a line
-REASONS = 4                                        # lines; the report JSON has them all
+CAUSES = 4                                         # lines; the report JSON has all reasons
 
 
 def describe_plan(plan) -> list[str]:
@@ -20,9 +23,10 @@ def describe_plan(plan) -> list[str]:
 
 
 def describe_ledger(ledger: dict) -> list[str]:
-    """Lines about one LoRA on one expert: keys, rank, alpha, strength, method; then refusals, counted by reason.
+    """Lines about one LoRA on one expert: keys, rank, alpha, strength, method; then what became of the other keys, with shares.
 
-    ledger: as in the report: lora, keys, applied, refused, rank, alpha_over_rank, strength, method.
+    ledger: as in the report: lora, keys, applied, refused, rank, alpha_over_rank, strength, method; where there are: converted and
+    elsewhere (numbers of keys), dialects, energies (energies.measure).
     """
     if "note" in ledger:
         return [f"{ledger['lora']}: {ledger['note']}"]
@@ -31,10 +35,38 @@ def describe_ledger(ledger: dict) -> list[str]:
     lines = [f"{ledger['lora']}: {ledger['applied']} of {ledger['keys']} keys, rank {ledger['rank']}{told}, "
              f"strength {ledger['strength']:g}, {ledger['method']}"]
     lines += [f"  alpha from {where}" for where in ledger.get("alpha_from", ()) if where not in ORDINARY]
-    reasons = Counter(refused["reason"] for refused in ledger["refused"]).most_common()
-    lines += [f"  refused {count}: {reason}" for reason, count in reasons[:REASONS]]
-    rest = reasons[REASONS:]
-    return lines + ([f"  refused {sum(count for _, count in rest)}: {len(rest)} more reasons, in the report"] if rest else [])
+    return lines + _groups(ledger) + _refusals(ledger)
+
+
+def _groups(ledger: dict) -> list[str]:
+    """What was applied in a dialect that ComfyUI does not read, and what is for the other expert."""
+    energies = ledger.get("energies") or {}
+    converted, elsewhere = ledger.get("converted", 0), ledger.get("elsewhere", 0)
+    names = ", ".join(name for name in ledger.get("dialects", {}) if name not in LOADED)
+    lines = [f"  converted {converted}{_share(energies.get('converted'))}: ComfyUI does not load {names}"] if converted else []
+    return lines + ([f"  for the other expert {elsewhere}{_share(energies.get('elsewhere'))}"] if elsewhere else [])
+
+
+def _refusals(ledger: dict) -> list[str]:
+    """Refused keys by cause, with the share of the LoRA's energy they hold and the commonest reason."""
+    energies = ledger.get("energies") or {}
+    causes: dict[str, Counter[str]] = {}
+    for refused in ledger["refused"]:
+        causes.setdefault(cause_of(refused["reason"]), Counter())[refused["reason"]] += 1
+    ordered = sorted(causes.items(), key=lambda item: -item[1].total())
+    lines = []
+    for cause, reasons in ordered[:CAUSES]:
+        more = f" (and {len(reasons) - 1} more of this kind, in the report)" if len(reasons) > 1 else ""
+        share = energies.get("refused", {}).get(cause)
+        lines.append(f"  refused {reasons.total()}{_share(share)}: {reasons.most_common(1)[0][0]}{more}")
+    rest = ordered[CAUSES:]
+    lines += [f"  refused {sum(each.total() for _, each in rest)}: {len(rest)} more causes, in the report"] if rest else []
+    lost = energies.get("lost", 0.0)
+    return lines + ([f"  {percent(lost)} of what was meant for this model could not be used"] if lost else [])
+
+
+def _share(share: float | None) -> str:
+    return "" if share is None else f" ({percent(share)} of the LoRA)"
 
 
 def unused(lora: Lora, roles: tuple[str, ...]) -> list[str]:

@@ -3,15 +3,18 @@ import os
 
 from comfy_api.latest import io
 
-from ..engine.errors import LoraError
+from ..engine import scope
+from ..engine.errors import LoraError, RecipeError
 from ..engine.lora import open_lora
-from ..engine.roles import partner, role_of
+from ..engine.roles import partner
+from ..engine.routing import CHOICES, route
 from . import paths, sockets
 from .handles import Lora, LoraStack
 from .widgets import check_within
 
 OF_PASS = "(of the pass)"
 STRENGTHS = (-100.0, 100.0)                        # as in the recipe and in LoraLoader of ComfyUI
+ANSWERS = {"auto": None, "yes": True, "no": False}
 NO_FILE = {paths.NONE, paths.AUTO_PAIR, paths.SAME_FILE}
 
 
@@ -43,9 +46,25 @@ class Wan22LoraPair(io.ComfyNode):
                                  tooltip="Off: not on the high-noise expert, or not on the model when it is one file."),
                 io.Boolean.Input("enabled_low", default=True, tooltip="Off: not on the low-noise expert."),
                 io.Combo.Input(
-                    "method", options=[OF_PASS, "auto", "addition", "classic"], default=OF_PASS, advanced=True,
-                    tooltip="How this LoRA is merged: as its pass says, or its own way. addition: exactly as trained. classic: "
-                            "through the gate of the original Action-Master."),
+                    "method", options=[OF_PASS, "auto", "addition", "classic", "adaptive"], default=OF_PASS, advanced=True,
+                    tooltip="How this LoRA is merged: as its pass says, or its own way. addition: exactly as trained. adaptive: "
+                            "what the base does already is thinned. classic: through the gate of the original Action-Master."),
+                io.String.Input(
+                    "blocks", default="", advanced=True, optional=True, placeholder="0-8: 0.5, ffn: 0.8",
+                    tooltip="Strength of this LoRA by block and kind of layer: ranges such as 0-8, presets structure (0-8), motion "
+                            "(9-30), aesthetic (31-39), kinds self_attn, cross_attn, ffn, other."),
+                io.Combo.Input(
+                    "experts", options=list(CHOICES), default="auto", advanced=True, optional=True,
+                    tooltip="Where lora_high goes. auto: as both widgets say. high, low, both: this one file there, whatever its "
+                            "name says; lora_low is then left at (auto pair)."),
+                io.Combo.Input(
+                    "rs_lora", options=list(ANSWERS), default="auto", advanced=True, optional=True,
+                    tooltip="Rank-stabilized LoRA: alpha is divided by the root of the rank. auto: as its metadata says; plain "
+                            "where it says nothing. A wrong yes makes it several times too strong."),
+                io.Combo.Input(
+                    "protected", options=list(ANSWERS), default="auto", advanced=True, optional=True,
+                    tooltip="Added exactly as it is, outside gates and methods. auto: when it is recognized as a distillation "
+                            "LoRA."),
             ],
             outputs=[sockets.LoraStack.Output(display_name="stack", tooltip="All LoRAs so far, for Inject or the next LoRA Pair.")],
             has_intermediate_output=True,
@@ -60,17 +79,29 @@ class Wan22LoraPair(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora_high, lora_low, strength_high, strength_low, enabled_high, enabled_low, method,
-                stack=None) -> io.NodeOutput:
+                stack=None, blocks="", experts="auto", rs_lora="auto", protected="auto") -> io.NodeOutput:
         check_within("lora pair: strength_high", strength_high, *STRENGTHS)
         check_within("lora pair: strength_low", strength_low, *STRENGTHS)
         high = None if lora_high == paths.NONE else paths.lora_path(lora_high)
-        low = choose_low(high, lora_low, needed=enabled_low)
+        if experts == "auto":
+            low = choose_low(high, lora_low, needed=enabled_low)
+        else:
+            high, low = by_hand(high, lora_low, experts)
         off = (*(["high_noise"] if high and not enabled_high else ()), *(["low_noise"] if low and not enabled_low else ()))
         high, low = high if enabled_high else None, low if enabled_low else None
         asked = None if method == OF_PASS else method
-        lora = Lora(high, low, strength_high, strength_low, asked, off=off, doubts=doubts(high, low))
+        lora = Lora(high, low, strength_high, strength_low, asked, off=off, doubts=doubts(high, low), scope=read_scope(blocks),
+                    rs_lora=ANSWERS[rs_lora], protected=ANSWERS[protected])
         loras = (stack or LoraStack()).loras + ((lora,) if high or low else ())
         return io.NodeOutput(LoraStack(loras), ui={"text": (describe(lora, lora_low),)})
+
+
+def read_scope(blocks: str) -> tuple[tuple[str, float], ...]:
+    """Factors by block and kind from the widget. Raises RecipeError when they make no sense."""
+    try:
+        return tuple(scope.parse(blocks).items())
+    except ValueError as cause:
+        raise RecipeError(f"lora pair: blocks: {cause}; correct it") from cause
 
 
 def choose_low(high: str | None, lora_low: str, *, needed: bool) -> str | None:
@@ -85,13 +116,23 @@ def choose_low(high: str | None, lora_low: str, *, needed: bool) -> str | None:
     if found and paths.inside("loras", found):
         return found
     with open_lora(high) as lora:
-        role = role_of(high, lora.metadata)
-    if role.role is None:
+        said = route(high, lora)
+    name = os.path.basename(high)
+    if said.expert == "ask":
+        raise LoraError(f"{name}: names both experts ({said.evidence}); choose lora_low by hand, or (same file), or experts")
+    if said.expert in {"both", "split"}:
         return high
     if needed:
-        raise LoraError(f"{os.path.basename(high)}: made for the {role.role} expert ({role.evidence}), and its partner is not "
-                        "beside it; choose lora_low by hand, or (none), or (same file)")
+        raise LoraError(f"{name}: made for the {said.expert}_noise expert ({said.evidence}), and its partner is not beside it; "
+                        "choose lora_low by hand, or (none), or (same file)")
     return None
+
+
+def by_hand(path: str | None, lora_low: str, experts: str) -> tuple[str | None, str | None]:
+    """(high, low) where one file goes on the experts that the user names. Raises LoraError when lora_low says something else."""
+    if lora_low != paths.AUTO_PAIR:
+        raise LoraError(f"lora pair: experts is {experts}, and lora_low names {lora_low}; set one of them to auto")
+    return (path if experts != "low" else None), (path if experts != "high" else None)
 
 
 def doubts(high: str | None, low: str | None) -> tuple[str, ...]:
@@ -100,9 +141,9 @@ def doubts(high: str | None, low: str | None) -> tuple[str, ...]:
     for path, role in ((high, "high_noise"), (low, "low_noise")):
         if path and high != low:
             with open_lora(path) as lora:
-                found = role_of(path, lora.metadata)
-            if found.role not in {None, role}:
-                said.append(f"{os.path.basename(path)}: is put on {role}, but made for {found.role} ({found.evidence})")
+                found = route(path, lora)
+            if found.expert in {"high", "low"} and f"{found.expert}_noise" != role:
+                said.append(f"{os.path.basename(path)}: is put on {role}, but made for {found.expert}_noise ({found.evidence})")
     return tuple(said)
 
 
@@ -112,7 +153,7 @@ def describe(lora: Lora, lora_low: str) -> str:
         return "no LoRA is chosen or enabled; the stack passes unchanged"
     lines = [_line(path) for path in dict.fromkeys((lora.high, lora.low)) if path]
     if lora_low == paths.AUTO_PAIR and lora.high == lora.low:
-        lines.append("on every expert: its name speaks of none")
+        lines.append("on every expert: it holds both, or speaks of none")
     elif lora_low == paths.AUTO_PAIR and len(lines) == 2:
         lines[1] = f"paired with {lines[1]}"
     return "\n".join([*lines, *lora.doubts])

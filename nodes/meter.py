@@ -11,7 +11,7 @@ from ..engine.meter import STABLE_BELOW, VOLATILE_ABOVE
 from ..engine.plan import plan_recipe
 from ..engine.run import measure
 from . import sockets
-from .judge import WORDS, for_browser, judged, summary
+from .judge import WORDS, for_browser, judged, judged_shift, summary
 from .plot import draw
 from .progress import device_for, stoppable, watched
 from .quantize import ALL, EXPERTS, chosen_roles
@@ -27,7 +27,8 @@ class Wan22StabilityMeter(io.ComfyNode):
             display_name="Stability Meter",
             category="Wan 2.2 Master/2 merge",
             description="Measures how far the merge moves the model: the size of all changes over the size of the block weights, "
-                        "before rounding; per expert, LoRA, pass, block and kind of layer. Reads the base once and writes nothing.",
+                        "before rounding; per expert, LoRA, pass, block and kind of layer. Distillation LoRAs have a needle of "
+                        "their own, and the word judges the rest. Reads the base once and writes nothing.",
             search_aliases=["stability", "meter", "shift", "overcooked", "lora strength", "analysis", "heat map"],
             inputs=[
                 sockets.Dit.Input("dit", tooltip="The merged model, from Inject."),
@@ -43,8 +44,10 @@ class Wan22StabilityMeter(io.ComfyNode):
             ],
             outputs=[
                 sockets.Dit.Output(display_name="dit", tooltip="The same model, for Quantize."),
-                io.Float.Output(display_name="score_high / score", tooltip="Shift of the high-noise expert, or of the one model."),
-                io.Float.Output(display_name="score_low", tooltip="Shift of the low-noise expert; 0 when it was not measured."),
+                io.Float.Output(display_name="score_high / score", tooltip="Shift of the high-noise expert, or of the one model, "
+                                "without distillation LoRAs."),
+                io.Float.Output(display_name="score_low", tooltip="Shift of the low-noise expert without distillation LoRAs; "
+                                "0 when it was not measured."),
                 io.String.Output(display_name="status", tooltip="STABLE, SATURATED or VOLATILE: the worst of the experts."),
                 io.Image.Output(display_name="plot", tooltip="Gauge and heat strip as a picture."),
                 io.String.Output(display_name="report", tooltip="Everything measured, as JSON."),
@@ -66,7 +69,7 @@ class Wan22StabilityMeter(io.ComfyNode):
         report = judged(report, stable_below, volatile_above, top_k)
         meters = {expert["role"]: expert["meter"] for expert in report["experts"]}
         worst = max((meter["status"] for meter in meters.values()), key=WORDS.index)
-        high, low = (next((meters[role]["shift"] for role in names if role in meters), 0.0)
+        high, low = (next((judged_shift(meters[role]) for role in names if role in meters), 0.0)
                      for names in (("high_noise", "model"), ("low_noise",)))
         passed = dit
         if worst == WORDS[-1] and on_volatile == "block":

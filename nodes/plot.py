@@ -1,12 +1,13 @@
 """The stability meter as a picture: gauge and heat strip per expert, drawn with Pillow for the IMAGE output.
 
-Status is a word and a position, shift a number; colour only repeats them.
+Status is a word and a position, shift a number; colour only repeats them. The large needle is what the word judges; where a
+distillation LoRA is merged, small ones with the letters D and A stand for its own shift and that of all.
 """
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .judge import number
+from .judge import judged_shift, number, side_needles
 
 WIDTH, HEIGHT, MARGIN = 960, 268, 24               # of one expert, pixels
 INK, FAINT, PAPER = (230, 230, 230), (150, 150, 150), (24, 24, 27)
@@ -27,12 +28,13 @@ def draw(report: dict) -> torch.Tensor:
 def _draw_expert(pen: ImageDraw.ImageDraw, top: int, expert: dict) -> None:
     meter, large, small = expert["meter"], ImageFont.load_default(22), ImageFont.load_default(14)
     name = expert["name"] if expert["role"] == "model" else f"{expert['role']}  {expert['name']}"
-    pen.text((MARGIN, top + 14), f"{meter['status']}  {number(meter['shift'])}", INK, large)
+    pen.text((MARGIN, top + 14), f"{meter['status']}  {number(judged_shift(meter))}", INK, large)
     pen.text((WIDTH - MARGIN, top + 18), name, FAINT, small, anchor="ra")
     _gauge(pen, top + 52, meter, small)
     touched = number(meter["shift_touched"])
     legacy = "unknown" if meter["legacy"] is None else f"{meter['legacy']:.1e}"
-    pen.text((MARGIN, top + 98), f"over touched layers alone {touched}    legacy {legacy}", FAINT, small)
+    beside = "".join(f"{name[0].upper()}: {name} {number(shift)}    " for name, shift in side_needles(meter).items())
+    pen.text((MARGIN, top + 98), f"{beside}over touched layers alone {touched}    legacy {legacy}", FAINT, small)
     _heat(pen, top + 126, meter, small)
 
 
@@ -45,8 +47,15 @@ def _gauge(pen: ImageDraw.ImageDraw, top: int, meter: dict, font) -> None:
         left, right = MARGIN + span * low / full, MARGIN + span * high / full
         pen.rectangle((left, top, right, top + 14), colour)
         pen.text((left + 3, top + 20), f"{low:g} {word}", FAINT, font)
-    shift = full if meter["shift"] is None else min(meter["shift"], full)
-    needle = MARGIN + span * shift / full
+
+    def place(shift: float | None) -> float:
+        return MARGIN + span * (full if shift is None else min(shift, full)) / full
+
+    for name, shift in side_needles(meter).items():
+        x = place(shift)
+        pen.line((x, top - 3, x, top + 14), INK, 1)
+        pen.text((x, top - 4), name[0].upper(), INK, font, anchor="mb")
+    needle = place(judged_shift(meter))
     pen.polygon((needle - 6, top - 8, needle + 6, top - 8, needle, top + 3), INK)
     pen.line((needle, top, needle, top + 14), INK, 2)
 

@@ -1,4 +1,5 @@
 """From handles to the engine's recipe: what the graph says, as JSON that `engine.recipe.parse` checks."""
+import json
 import os
 
 import folder_paths
@@ -15,8 +16,9 @@ def recipe_of(dit: Dit, outputs: tuple[Output, ...] = (), **more) -> Recipe:
     more: title, title_version, device and save as in the recipe.
     """
     passes = [merge_pass.as_json(dit.roles) for merge_pass in dit.passes]
+    mix = {"mix": json.loads(dit.mix)} if dit.mix else {}
     asked = {"version": 1, "title": UNTITLED, "experts": dict(dit.experts), "allow_quantized_source": dit.allow_quantized_source,
-             "passes": passes, "outputs": [output.as_json() for output in outputs], **more}
+             **mix, "passes": passes, **json.loads(dit.options), "outputs": [output.as_json() for output in outputs], **more}
     return parse(asked)
 
 

@@ -9,9 +9,10 @@ const SOCKETS = {
 };
 const NODES = {
   Wan22LoadDualDiT: "#33393f", Wan22LoraPair: "#4a3b1f", Wan22ActionMasterInject: "#4a3b1f", Wan22StabilityMeter: "#4a3b1f",
+  Wan22LoraAnalysis: "#4a3b1f",
   Wan22Quantize: "#38284a", Wan22SaveModel: "#4a2326", Wan22LoadSaved: "#4a2326",
 };
-const NARROWEST = { Wan22StabilityMeter: 420, Wan22SaveModel: 460, Wan22ActionMasterInject: 380, Wan22LoadDualDiT: 400, Wan22LoraPair: 360 };
+const NARROWEST = { Wan22StabilityMeter: 420, Wan22LoraAnalysis: 440, Wan22SaveModel: 460, Wan22ActionMasterInject: 380, Wan22LoadDualDiT: 400, Wan22LoraPair: 360 };
 
 function colourSockets() {
   for (const [type, colour] of Object.entries(SOCKETS)) {

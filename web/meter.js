@@ -1,17 +1,18 @@
 /**
  * Meter section of a report -> SVG text. Pure: no DOM, no app, so `node --test` can run it.
  *
- * Status is a word, shift a number, zones have their bounds written; colour and brightness only repeat them. Colours come from the
- * theme's CSS variables. Every name in a report may come from a file of anybody, so all text is escaped.
+ * Status is a word, shift a number, zones have their bounds written; colour and brightness only repeat them. The large needle is what
+ * the word judges; a distillation LoRA, one exact change of the sampler's path, has a needle of its own. Colours come from the theme's
+ * CSS variables. Every name in a report may come from a file of anybody, so all text is escaped.
  */
 export const WIDTH = 420;
 const LEFT = 66; // where the heat strip begins, right of the names of its rows
 const ROW = 16;
 const ZONES = ["stable", "saturated", "volatile"];
 const COLOURS = ["var(--p-green-500, #22c55e)", "var(--p-yellow-500, #eab308)", "var(--p-red-500, #ef4444)"];
-const INK = "var(--input-text, #ddd)";
-const FAINT = "var(--descrip-text, #999)";
-const HEAT = "var(--p-orange-400, #fb923c)";
+export const INK = "var(--input-text, #ddd)";
+export const FAINT = "var(--descrip-text, #999)";
+export const HEAT = "var(--p-orange-400, #fb923c)";
 
 export function escapeText(text) {
   const signs = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" };
@@ -28,19 +29,31 @@ export function legacyText(legacy) {
   return legacy === null || legacy === undefined ? "unknown" : legacy.toExponential(1);
 }
 
-function text(x, y, content, { size = 11, colour = FAINT, anchor = "start", weight = "normal" } = {}) {
+export function text(x, y, content, { size = 11, colour = FAINT, anchor = "start", weight = "normal" } = {}) {
   return `<text x="${x}" y="${y}" font-size="${size}" font-weight="${weight}" text-anchor="${anchor}" fill="${colour}">${escapeText(content)}</text>`;
 }
 
-/** Zones of the gauge and the needle, as shares of its length; the scale ends at 1.5 times the volatile bound. */
+/** The shift that the word judges: without distillation LoRAs. A report of a version that knew one needle has only that of all. */
+export function judgedShift(meter) {
+  return meter.needles ? meter.needles.rest : meter.shift;
+}
+
+/** Where a distillation LoRA is merged, its own shift and that of all, as [letter, name, shift]; else nothing. */
+export function sideNeedles(meter) {
+  if (!meter.needles || !meter.loras.some((lora) => lora.protected)) return [];
+  return ["distillation", "all"].map((name) => [name[0].toUpperCase(), name, meter.needles[name]]);
+}
+
+/** Zones of the gauge and the needles, as shares of its length; the scale ends at 1.5 times the volatile bound. */
 export function gauge(meter) {
   const full = 1.5 * meter.volatile_above || 1;
   const bounds = [0, meter.stable_below, meter.volatile_above, full];
-  const shift = meter.shift ?? full;
+  const shift = judgedShift(meter) ?? full;
   return {
     zones: ZONES.map((word, i) => ({ word, low: bounds[i], start: bounds[i] / full, stop: bounds[i + 1] / full })),
     needle: Math.min(shift / full, 1),
     beyond: shift > full,
+    sides: sideNeedles(meter).map(([letter, name, value]) => ({ letter, name, shift: value, place: Math.min((value ?? full) / full, 1) })),
   };
 }
 
@@ -53,14 +66,19 @@ export function cells(meter) {
 }
 
 function drawGauge(meter, top) {
-  const { zones, needle, beyond } = gauge(meter);
+  const { zones, needle, beyond, sides } = gauge(meter);
   const parts = zones.map(({ word, low, start, stop }, i) => {
     const x = start * WIDTH;
     return `<rect x="${x}" y="${top}" width="${(stop - start) * WIDTH}" height="8" fill="${COLOURS[i]}" opacity="0.75"/>` +
       text(x + 2, top + 20, `${low} ${word}`, { size: 10 });
   });
+  for (const { letter, name, shift, place } of sides) {
+    const x = Math.max(5, Math.min(place * WIDTH, WIDTH - 5));
+    parts.push(`<rect x="${x - 0.5}" y="${top - 2}" width="1" height="10" fill="${INK}"><title>${name} ${shiftText(shift)}</title></rect>` +
+      text(x, top - 3, letter, { size: 9, colour: INK, anchor: "middle" }));
+  }
   const x = Math.max(5, Math.min(needle * WIDTH, WIDTH - 5));
-  const label = beyond ? "off the scale" : shiftText(meter.shift);
+  const label = beyond ? "off the scale" : shiftText(judgedShift(meter));
   parts.push(`<path d="M${x - 5} ${top - 7}h10l-5 8z" fill="${INK}"><title>${label}</title></path>`);
   parts.push(`<rect x="${x - 1}" y="${top}" width="2" height="8" fill="${INK}"/>`);
   return parts.join("");
@@ -83,10 +101,11 @@ function drawHeat(meter, top) {
   return parts.join("");
 }
 
-/** Rows of the bar chart: every LoRA, and every pass where there are several. */
+/** Rows of the bar chart: every LoRA, and every pass where there are several. What is added exactly says so. */
 export function bars(meter) {
   const passes = meter.passes.length > 1 ? meter.passes.map(({ name, shift }) => ({ name: `all of ${name}`, shift })) : [];
-  return [...meter.loras, ...passes];
+  const loras = meter.loras.map(({ name, shift, protected: exact }) => ({ name: exact ? `D ${name}` : name, shift }));
+  return [...loras, ...passes];
 }
 
 function drawBars(meter, top) {
@@ -104,18 +123,20 @@ function drawBars(meter, top) {
 export function drawExpert({ role, name, meter }) {
   if (!meter) return "";
   const title = role === "model" ? name : `${role}  ${name}`;
-  const loras = 74 + 4;
+  const sides = sideNeedles(meter).map(([letter, side, shift]) => `${letter}: ${side} ${shiftText(shift)}`).join(" · ");
+  const loras = 78 + (sides ? 14 : 0);
   const heat = loras + bars(meter).length * 14 + 8;
   const height = heat + meter.kinds.length * (ROW + 2) + 16;
-  const label = `${role === "model" ? "" : `${role}: `}${meter.status}, shift ${shiftText(meter.shift)}`;
+  const label = `${role === "model" ? "" : `${role}: `}${meter.status}, shift ${shiftText(judgedShift(meter))}${sides ? ` without distillation, ${sides}` : ""}`;
   const legacy = `over touched layers alone ${shiftText(meter.shift_touched)} · legacy ${legacyText(meter.legacy)}`;
   const colour = COLOURS[ZONES.indexOf(meter.status.toLowerCase())] ?? INK;
   const parts = [
     text(0, 15, meter.status, { size: 15, colour, weight: "bold" }),
-    text(WIDTH, 15, shiftText(meter.shift), { size: 15, colour: INK, anchor: "end", weight: "bold" }),
+    text(WIDTH, 15, shiftText(judgedShift(meter)), { size: 15, colour: INK, anchor: "end", weight: "bold" }),
     `<svg x="116" y="0" width="${WIDTH - 180}" height="20">${text(0, 14, title, { size: 10 })}</svg>`,
     drawGauge(meter, 28),
     text(0, 66, legacy, { size: 10 }),
+    sides ? text(0, 80, `without distillation ${shiftText(judgedShift(meter))} · ${sides}`, { size: 10, colour: INK }) : "",
     drawBars(meter, loras),
     drawHeat(meter, heat),
   ];

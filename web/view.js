@@ -1,4 +1,5 @@
 /** The one DOM widget of our nodes: shows what a run told, in the classic canvas and in Nodes 2.0. */
+import { drawConflicts } from "./conflicts.js";
 import { drawReport } from "./meter.js";
 import { drawTable, drawText, parts } from "./table.js";
 
@@ -50,10 +51,11 @@ function fit(node, element, content) {
 
 /** Show the output message of a run on its node, in place of the progress line that the page put there. */
 export function show(node, message) {
-  const { report, table, text } = parts(message);
-  if (!report && !table && !text) return;
+  const { report, conflicts, table, text } = parts(message);
+  if (!report && !conflicts && !table && !text) return;
   const progress = node.widgets?.find(({ name }) => name === PROGRESS);
   if (progress) node.removeWidget(progress);
-  const lines = text && !report ? drawText(text) : ""; // a report says it all; its text is for the history
-  viewOf(node).element.firstChild.innerHTML = (report ? drawReport(report) : "") + (table ? drawTable(table) : "") + lines;
+  const lines = text && !report && !conflicts ? drawText(text) : ""; // a report says it all; its text is for the history
+  const drawn = (report ? drawReport(report) : "") + (conflicts ? drawConflicts(conflicts) : "");
+  viewOf(node).element.firstChild.innerHTML = drawn + (table ? drawTable(table) : "") + lines;
 }

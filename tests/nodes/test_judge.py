@@ -1,10 +1,13 @@
+import importlib.util
 import json
 from pathlib import Path
 
 import pytest
-from wan22_master.nodes.judge import finite, for_browser, judged, summary
+from wan22_master.nodes.judge import finite, for_browser, judged, judged_shift, side_needles, summary
 
-GOLDEN = json.loads((Path(__file__).resolve().parents[1] / "golden" / "report.json").read_text(encoding="utf-8"))
+FOLDER = Path(__file__).resolve().parents[1] / "golden"
+GOLDEN = json.loads((FOLDER / "report.json").read_text(encoding="utf-8"))
+LOW = GOLDEN["experts"][1]["meter"]
 
 
 def words(report: dict) -> list[str]:
@@ -37,24 +40,41 @@ def test_the_browser_gets_the_meter_and_no_folder():
     assert sent["experts"][1]["meter"] == GOLDEN["experts"][1]["meter"]
 
 
+def plain(meter: dict) -> dict:
+    """The meter of a merge without a distillation LoRA."""
+    return {**meter, "loras": [{**lora, "protected": False} for lora in meter["loras"]]}
+
+
 def test_the_summary_names_each_expert_and_a_single_model_by_no_expert():
     assert summary(GOLDEN).splitlines()[1].startswith("low_noise: VOLATILE, shift 0.03")
     single = {"experts": [{**GOLDEN["experts"][0], "role": "model"}]}
     assert summary(single).startswith("STABLE, shift 0.0")
 
 
-def test_the_golden_report_has_the_shape_that_the_engine_writes_today(tmp_path):
-    from wan22_master.engine.plan import plan_recipe
-    from wan22_master.engine.recipe import parse
-    from wan22_master.engine.run import measure
-    from wan22_master.engine.synthetic import Sizes, write_set
+def test_the_word_judges_the_merge_without_its_distillation_loras():
+    needles = {"all": 0.5, "distillation": 0.45, "rest": 0.01}
+    report = {"experts": [{**GOLDEN["experts"][1], "meter": {**LOW, "shift": 0.5, "needles": needles}}]}
+    assert words(judged(report, 0.015, 0.03, 12)) == ["STABLE"]
+    assert summary(judged(report, 0.015, 0.03, 12)).startswith(
+        "low_noise: STABLE, shift 0.0100 without distillation, distillation 0.4500, all 0.5000, over touched layers alone ")
 
-    made = write_set(tmp_path, Sizes(dim=128, ffn=256, blocks=4, rank=8), seed=1)
-    loras = [{"files": files, "strength": {"high_noise": 1.0}} for files in (made.native_lora, made.kohya_lora)]
-    recipe = parse({"version": 1, "title": "golden", "experts": made.experts,
-                    "passes": [{"name": f"Pass {number}", "loras": [lora]} for number, lora in enumerate(loras, 1)]})
-    with plan_recipe(recipe, tmp_path / "reports") as plan:
-        assert shape(measure(plan, reports=tmp_path / "reports")) == shape(GOLDEN)
+
+def test_side_needles_stand_only_where_a_distillation_lora_is_merged():
+    assert side_needles(LOW) == {name: LOW["needles"][name] for name in ("distillation", "all")}
+    assert side_needles(plain(LOW)) == {}
+    assert "distillation" not in summary({"experts": [{**GOLDEN["experts"][1], "meter": plain(LOW)}]})
+
+
+def test_a_reading_of_the_version_that_knew_one_needle_is_judged_by_it():
+    old = {name: value for name, value in LOW.items() if name != "needles"}
+    assert judged_shift(old) == LOW["shift"] and side_needles(old) == {}
+
+
+def test_the_golden_report_has_the_shape_that_the_engine_writes_today(tmp_path):
+    spec = importlib.util.spec_from_file_location("make_report", FOLDER / "make_report.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert shape(script.whole_report(tmp_path)) == shape(GOLDEN)
 
 
 def shape(value):

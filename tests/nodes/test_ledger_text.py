@@ -8,10 +8,28 @@ LEDGER = {"lora": "a.safetensors", "keys": 100, "applied": 94, "rank": "64", "al
           "method": "addition", "refused": [{"key": str(number), "reason": f"reason {min(number, 5)}"} for number in range(6)]}
 
 
+REASONS = ["text encoder key", "image branch", "image branch of another", "image branch", "block 9, but the model has 2 blocks",
+           "factors are transposed", "partner factor missing", "no such layer"]
+
+
 def test_a_lora_is_told_with_its_counts_and_every_refused_key_is_counted():
-    head, *refused = describe_ledger(LEDGER)
+    head, *refused = describe_ledger({**LEDGER, "refused": [{"key": str(n), "reason": text} for n, text in enumerate(REASONS)]})
     assert head == "a.safetensors: 94 of 100 keys, rank 64, alpha/rank 0.5, 1.0, strength 0.8, addition"
-    assert len(refused) == 5 and sum(int(line.split("refused ")[1].split(":")[0]) for line in refused) == 6
+    assert refused[0] == "  refused 3: image branch (and 1 more of this kind, in the report)"
+    assert refused[-1] == "  refused 2: 2 more causes, in the report"
+    assert len(refused) == 5 and sum(int(line.split("refused ")[1].split(":")[0]) for line in refused) == len(REASONS)
+
+
+def test_shares_of_the_energy_are_told_where_they_were_weighed():
+    energies = {"total": 2.0, "applied": 0.25, "converted": 0.1, "elsewhere": 0.3, "lost": 0.5, "unweighed": {},
+                "refused": {"image branch absent": 0.35}}
+    ledger = {**LEDGER, "refused": [{"key": "k", "reason": "the image branch"}], "converted": 7, "elsewhere": 40,
+              "dialects": {"native (diffusion_model.)": 87, "diffusers (transformer.)": 7}, "energies": energies}
+    assert describe_ledger(ledger)[1:] == [
+        "  converted 7 (10.0 % of the LoRA): ComfyUI does not load diffusers (transformer.)",
+        "  for the other expert 40 (30.0 % of the LoRA)", "  refused 1 (35.0 % of the LoRA): the image branch",
+        "  50.0 % of what was meant for this model could not be used",
+    ]
 
 
 def test_a_lora_of_no_strength_and_an_alpha_from_elsewhere_are_told():

@@ -3,26 +3,12 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import test from "node:test";
 
-import { WIDTH, bars, cells, drawExpert, drawReport, gauge, legacyText, shiftText, topLayers } from "../../web/meter.js";
+import { assertWellFormed } from "./well_formed.mjs";
+import { WIDTH, bars, cells, drawExpert, drawReport, gauge, judgedShift, legacyText, shiftText, sideNeedles, topLayers } from "../../web/meter.js";
 
 const golden = JSON.parse(readFileSync(new URL("../golden/report.json", import.meta.url)));
 const [high, low] = golden.experts;
 const withMeter = (expert, changes) => ({ ...expert, meter: { ...expert.meter, ...changes } });
-
-/** A strict reader of the little XML that we write: tags close in order, attributes are quoted, text holds no bare sign. */
-function assertWellFormed(xml) {
-  const open = [];
-  let rest = xml;
-  while (rest) {
-    const tag = /^<(\/?)([a-z]+)((?: [a-zA-Z:-]+="[^"<]*")*)(\/?)>/.exec(rest);
-    const plain = /^(?:[^<>&]|&(?:amp|lt|gt|quot|#39);)+/.exec(rest);
-    assert.ok(tag || plain, `not well formed at: ${rest.slice(0, 60)}`);
-    if (tag && tag[1]) assert.equal(open.pop(), tag[2]);
-    else if (tag && !tag[4]) open.push(tag[2]);
-    rest = rest.slice((tag ?? plain)[0].length);
-  }
-  assert.deepEqual(open, []);
-}
 
 test("the golden report draws as well-formed markup, an SVG for each expert", () => {
   const html = drawReport(golden);
@@ -33,8 +19,8 @@ test("the golden report draws as well-formed markup, an SVG for each expert", ()
 test("the status is a word and the shift a number, not colour alone", () => {
   assert.match(drawExpert(high), />STABLE</);
   assert.match(drawExpert(low), />VOLATILE</);
-  assert.ok(drawExpert(low).includes(`>${low.meter.shift.toFixed(4)}<`));
-  assert.match(drawExpert(low), /aria-label="low_noise: VOLATILE, shift 0\.\d{4}"/);
+  assert.ok(drawExpert(low).includes(`>${low.meter.needles.rest.toFixed(4)}<`));
+  assert.match(drawExpert(low), /aria-label="low_noise: VOLATILE, shift 0\.\d{4} without distillation, /);
   for (const word of ["stable", "saturated", "volatile"]) assert.ok(drawExpert(high).includes(` ${word}<`));
 });
 
@@ -51,8 +37,9 @@ test("the zones of the gauge meet at the thresholds and the needle stands at the
 });
 
 test("a shift off the scale stays at the end of the gauge and says so", () => {
-  assert.deepEqual([gauge({ ...low.meter, shift: 1 }).needle, gauge({ ...low.meter, shift: 1 }).beyond], [1, true]);
-  assert.match(drawExpert(withMeter(low, { shift: 1 })), /off the scale/);
+  const needles = { all: 1, distillation: 0.01, rest: 1 };
+  assert.deepEqual([gauge({ ...low.meter, needles }).needle, gauge({ ...low.meter, needles }).beyond], [1, true]);
+  assert.match(drawExpert(withMeter(low, { needles })), /off the scale/);
 });
 
 test("there is a cell for every block and kind, and one above the volatile bound carries a cross", () => {
@@ -75,8 +62,29 @@ test("forty blocks fit into the width", () => {
 });
 
 test("passes are drawn when there are several, and not when there is one", () => {
-  assert.deepEqual(bars(low.meter).map(({ name }) => name).slice(2), ["all of Pass 1", "all of Pass 2"]);
-  assert.equal(bars({ ...low.meter, passes: low.meter.passes.slice(0, 1) }).length, 2);
+  assert.deepEqual(bars(low.meter).map(({ name }) => name).slice(3), ["all of Pass 1", "all of Pass 2"]);
+  assert.equal(bars({ ...low.meter, passes: low.meter.passes.slice(0, 1) }).length, 3);
+});
+
+test("three needles where a distillation LoRA is merged: the large one and the word are of the rest", () => {
+  const needles = { all: 0.04, distillation: 0.03, rest: 0.009 };
+  const meter = { ...low.meter, needles };
+  assert.equal(gauge(meter).needle, 0.009 / 0.045);
+  assert.deepEqual(gauge(meter).sides.map(({ letter, place }) => [letter, place.toFixed(4)]), [["D", (0.03 / 0.045).toFixed(4)], ["A", (0.04 / 0.045).toFixed(4)]]);
+  const html = drawExpert({ ...low, meter });
+  assertWellFormed(html);
+  assert.ok(html.includes(">without distillation 0.0090 · D: distillation 0.0300 · A: all 0.0400<"));
+  assert.ok(html.includes(">D lightx2v_4steps_low_noise.safetensors<"));
+});
+
+test("one needle where there is none, and in a reading of the version that knew only one", () => {
+  const loras = low.meter.loras.map((lora) => ({ ...lora, protected: false }));
+  assert.deepEqual(sideNeedles({ ...low.meter, loras }), []);
+  assert.doesNotMatch(drawExpert(withMeter(low, { loras })), /distillation/);
+  const { needles, ...old } = low.meter;
+  assert.equal(judgedShift(old), low.meter.shift);
+  assert.deepEqual(gauge(old).sides, []);
+  assert.ok(needles);
 });
 
 test("a name from a stranger's file stays text", () => {
@@ -90,7 +98,7 @@ test("a name from a stranger's file stays text", () => {
 test("numbers that are not finite come as null and are called unknown", () => {
   assert.equal(shiftText(null), "unknown");
   assert.equal(legacyText(null), "unknown");
-  assertWellFormed(drawExpert(withMeter(high, { shift: null, legacy: null, cells: high.meter.cells.map((row) => row.map(() => null)) })));
+  assertWellFormed(drawExpert(withMeter(high, { needles: { all: null, distillation: null, rest: null }, legacy: null, cells: high.meter.cells.map((row) => row.map(() => null)) })));
 });
 
 test("an expert without a meter draws nothing, a model without LoRAs draws its gauge", () => {

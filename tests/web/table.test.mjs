@@ -4,6 +4,8 @@ import test from "node:test";
 
 import { drawTable, drawText, parts } from "../../web/table.js";
 
+const NOTHING = { report: null, conflicts: null, table: null, text: null };
+
 test("a file name has a line of its own above the numbers of its row", () => {
   const html = drawTable({ head: ["format", "size", "file"], rows: [["bf16", "28.6 GB", "mix.safetensors"]] });
   assert.equal(html, "<table><thead><tr><th>format</th><th>size</th></tr></thead><tbody>" +
@@ -16,8 +18,9 @@ test("file names and texts from strangers stay text", () => {
 });
 
 test("a message is taken apart, and a message of another kind has no parts", () => {
-  assert.deepEqual(parts({ text: ["a"], wan22_table: [{ head: [] }] }), { report: null, table: { head: [] }, text: ["a"] });
-  assert.deepEqual(parts({ wan22_report: [{ version: 1 }], text: "b" }), { report: { version: 1 }, table: null, text: ["b"] });
-  assert.deepEqual(parts({ images: [] }), { report: null, table: null, text: null });
-  assert.deepEqual(parts(null), { report: null, table: null, text: null });
+  assert.deepEqual(parts({ text: ["a"], wan22_table: [{ head: [] }] }), { ...NOTHING, table: { head: [] }, text: ["a"] });
+  assert.deepEqual(parts({ wan22_report: [{ version: 1 }], text: "b" }), { ...NOTHING, report: { version: 1 }, text: ["b"] });
+  assert.deepEqual(parts({ wan22_conflicts: [{ version: 1 }] }), { ...NOTHING, conflicts: { version: 1 } });
+  assert.deepEqual(parts({ images: [] }), NOTHING);
+  assert.deepEqual(parts(null), NOTHING);
 });

@@ -44,13 +44,26 @@ class Wan22TestReport(io.ComfyNode):
         return io.NodeOutput(ui={"text": (json.dumps(told),)})
 
 
+class Wan22TestLoraStack(io.ComfyNode):
+    """The community's LORA_STACK, as JSON in a widget."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(node_id="Wan22TestLoraStack", category="testing", inputs=[io.String.Input("stack")],
+                         outputs=[io.Custom("LORA_STACK").Output()])
+
+    @classmethod
+    def execute(cls, stack) -> io.NodeOutput:
+        return io.NodeOutput([tuple(entry) for entry in json.loads(stack)])
+
+
 def _digest(tensor: torch.Tensor) -> str:
     return hashlib.sha256(tensor.float().contiguous().numpy().tobytes()).hexdigest()
 
 
 class Extension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [Wan22TestConditioning, Wan22TestReport]
+        return [Wan22TestConditioning, Wan22TestLoraStack, Wan22TestReport]
 
 
 async def comfy_entrypoint():
