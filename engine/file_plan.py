@@ -11,9 +11,8 @@ from .experts import ExpertPlan
 from .recipe import Output, Pass, Recipe
 from .specs import TensorSpec
 from .targets import Target
+from .version import ENGINE, MERGE
 
-ENGINE = "0.1.0"                                   # the pack's version, as written into files and reports
-MERGE = 1                                          # raised whenever the same inputs would give other bytes
 FAST = "fast_uncalibrated"
 ONE = torch.ones(1).view(torch.uint8).numpy().tobytes()   # float32 1.0
 

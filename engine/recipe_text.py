@@ -10,6 +10,7 @@ from . import commented_json, embedded, original_recipe, recipe_edit
 from .errors import RecipeError
 from .hashes import HashCache
 from .recipe import LARGEST, Recipe, parse
+from .version import MERGE
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,6 @@ def _cut(recipe: Recipe, role: str, where: str) -> Recipe:
 
 
 def _made_by(told: embedded.Embedded, where: str) -> tuple[str, ...]:
-    from .file_plan import MERGE
-
     if told.merge == MERGE:
         return ()
     return (f"{os.path.basename(where)}: made by version {told.merge} of the arithmetic, this is {MERGE}: the bytes may differ",)

@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from .experts import ExpertPlan
-from .file_plan import ENGINE, MERGE
 from .meter import summarize
 from .plan import Plan
 from .system import write_json
 from .targets import RECORD as VERSION
 from .targets import done_record, recall
+from .version import ENGINE, MERGE
 
 
 def tell_expert(expert: ExpertPlan, rows: dict[str, dict], files: list[dict], cost: dict) -> dict:

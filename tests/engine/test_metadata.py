@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from wan22_master.engine.file_plan import MERGE
 from wan22_master.engine.metadata import config_notice
+from wan22_master.engine.version import MERGE
 from wan22_master.tests.engine import tiny
 
 SECRET = "s3cr3t"
