@@ -19,12 +19,13 @@ if not __package__:  # started by path: give the folder the package's name, and 
     sys.modules["wan22_master"] = package
     runpy.run_module("wan22_master.__main__", run_name="__main__")  # ends the program
 
-from .engine import demo, inspect, recipe_command, terminal  # noqa: E402 - needs the name above
+from .engine import demo, inspect, terminal  # noqa: E402 - needs the name above
 from .engine.errors import MergeError, Stopped  # noqa: E402
-from .engine.job import PART, delete_leftover, find_leftovers  # noqa: E402
-from .engine.plan import plan_recipe  # noqa: E402
-from .engine.recipe import Recipe, load  # noqa: E402
-from .engine.run import resume, run  # noqa: E402
+from .engine.jobs.job import PART, delete_leftover, find_leftovers  # noqa: E402
+from .engine.jobs.plan import plan_recipe  # noqa: E402
+from .engine.jobs.run import resume, run  # noqa: E402
+from .engine.recipes import recipe_command  # noqa: E402
+from .engine.recipes.recipe import Recipe, load  # noqa: E402
 from .engine.terminal import StopWish  # noqa: E402
 
 REPORTS = "reports"  # folder beside the outputs: reports, and what is finished

@@ -3,8 +3,9 @@
     python benchmarks/adapters_table.py
 
 Prints dialect x adapter x {2-D, 5-D, 1-D, modulation}: the relative error |ours - oracle| / |change| against plain float64 torch
-(tests/engine/adapters/oracle.py), `-` where the kind cannot exist and every key of it is refused. One figure stands for several
-cells: the largest. Then ComfyUI's own results, which `compat: comfyui` repeats, against the same oracle, for the kinds it loads.
+(tests/engine/loras/adapters/oracle.py), `-` where the kind cannot exist and every key of it is refused. One figure stands for
+several cells: the largest. Then ComfyUI's own results, which `compat: comfyui` repeats, against the same oracle, for the
+kinds it loads.
 """
 import tempfile
 from pathlib import Path
@@ -14,8 +15,8 @@ from harness import table
 
 def rows(folder: Path) -> tuple[list[list[str]], list[list[str]]]:
     """(kind, worst error on each target over all dialects, bound), (dialect, worst error over all kinds, cells, refused)."""
-    from wan22_master.tests.engine.adapters import cases, names
-    from wan22_master.tests.engine.adapters.test_table import errors
+    from wan22_master.tests.engine.loras.adapters import cases, names
+    from wan22_master.tests.engine.loras.adapters.test_table import errors
 
     path = folder / "table.safetensors"
     found = {(dialect, kind): errors(path, dialect, kind) for dialect in names.DIALECTS for kind in cases.KINDS}
@@ -31,9 +32,9 @@ def rows(folder: Path) -> tuple[list[list[str]], list[list[str]]]:
 def comfyui(folder: Path) -> list[list[str]]:
     """(kind, relative error of ComfyUI's arithmetic on a 2-D and a 5-D tensor, at strengths 1 and 0.5; `nothing`: no change)."""
     import torch
-    from wan22_master.engine.adapters.comfy_keys import lay_out
     from wan22_master.engine.errors import LoraError
-    from wan22_master.tests.engine.adapters import cases, laid
+    from wan22_master.engine.loras.adapters.comfy_keys import lay_out
+    from wan22_master.tests.engine.loras.adapters import cases, laid
 
     found = []
     for kind in cases.KINDS:

@@ -38,12 +38,12 @@ def child(folder: Path, what: str, rank: int) -> None:
     import torch
 
     print("ready", flush=True)
-    from wan22_master.engine.adaptive.apply import gated_factors
-    from wan22_master.engine.adaptive.store import ensure
-    from wan22_master.engine.carry import Ride
-    from wan22_master.engine.plan import plan_recipe
+    from wan22_master.engine.jobs.carry import Ride
+    from wan22_master.engine.jobs.plan import plan_recipe
+    from wan22_master.engine.merging.adaptive.apply import gated_factors
+    from wan22_master.engine.merging.adaptive.store import ensure
     from wan22_master.engine.progress import Clock, silent
-    from wan22_master.engine.recipe import load
+    from wan22_master.engine.recipes.recipe import load
 
     reports = folder / "reports"
     reports.mkdir(exist_ok=True)

@@ -15,10 +15,10 @@ import adaptive_gates
 import torch
 from harness import ROOT, table
 from planted import BASES, Base, lora_factors, make_base, random_factors
-from wan22_master.engine.adaptive.constants import AdaptiveConstants
-from wan22_master.engine.adaptive.spaces import decompose
-from wan22_master.engine.adaptive.spectral import spectral_norm
-from wan22_master.engine.adaptive.split import split
+from wan22_master.engine.merging.adaptive.constants import AdaptiveConstants
+from wan22_master.engine.merging.adaptive.spaces import decompose
+from wan22_master.engine.merging.adaptive.spectral import spectral_norm
+from wan22_master.engine.merging.adaptive.split import split
 
 CONSTANTS = AdaptiveConstants()
 STRENGTHS = {"equal": (1.0, 1.0, False), "spread 10:1": (1.0, 1.0, True), "known 1/3": (1 / 3, 1.0, False),

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from harness import table
 from planted import Base, make_base
-from wan22_master.engine.adaptive.constants import AdaptiveConstants
-from wan22_master.engine.adaptive.split import shrink
+from wan22_master.engine.merging.adaptive.constants import AdaptiveConstants
+from wan22_master.engine.merging.adaptive.split import shrink
 
 SPECTRA = {"flat": lambda i: torch.ones_like(i), "1/√i": lambda i: i**-0.5, "1/i": lambda i: 1 / i,
            "exponential": lambda i: torch.exp(-i / 8)}

@@ -47,8 +47,8 @@ def child(folder: Path) -> None:
 
     print("ready", flush=True)
     from wan22_master.engine.analysis.run import analyse
-    from wan22_master.engine.plan import plan_recipe
-    from wan22_master.engine.recipe import load
+    from wan22_master.engine.jobs.plan import plan_recipe
+    from wan22_master.engine.recipes.recipe import load
 
     reports = folder / "reports"
     for path in reports.glob("conflicts-*.json"):

@@ -35,11 +35,11 @@ def child(what: str, folder: Path, rank: int) -> None:
     import torch  # noqa: F401 - before the memory is first looked at
 
     print("ready", flush=True)
-    from wan22_master.engine.lora import open_lora
+    from wan22_master.engine.bases.source import open_source
+    from wan22_master.engine.loras.lora import open_lora
     from wan22_master.engine.loratools.extract import Extraction, extract
     from wan22_master.engine.loratools.merge import Merging, Part, merge
     from wan22_master.engine.loratools.wish import Ranks, Save, Watch
-    from wan22_master.engine.source import open_source
 
     seconds, last = {"blocks": 0.0, "rest": 0.0}, [time.perf_counter()]
 

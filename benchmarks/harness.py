@@ -56,9 +56,9 @@ def chill(path: Path) -> None:
 
 def run_job(folder: Path) -> dict:
     """The job of `folder/recipe.json`; returns the expert's report with `wall`, the seconds from the recipe to the sealed file."""
-    from wan22_master.engine.plan import plan_recipe
-    from wan22_master.engine.recipe import load
-    from wan22_master.engine.run import run
+    from wan22_master.engine.jobs.plan import plan_recipe
+    from wan22_master.engine.jobs.run import run
+    from wan22_master.engine.recipes.recipe import load
 
     start = time.perf_counter()
     with plan_recipe(load(folder / "recipe.json"), folder / "reports") as plan:

@@ -50,7 +50,7 @@ def child(what: str, folder: Path, base: Path, loras: list[Path], name: str) -> 
     """One timed job in a process of its own; prints seconds."""
     import safetensors.torch  # noqa: F401 - imported before the clock starts, and torch with it
     if what == "ours":
-        from wan22_master.engine import run  # noqa: F401
+        from wan22_master.engine.jobs import run  # noqa: F401
         seconds = run_job(folder)["wall"]
     else:
         start = time.perf_counter()

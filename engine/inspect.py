@@ -2,19 +2,20 @@
 import os
 from collections import Counter
 
-from . import scaled, strict_json
-from .classify import classify, family
+from . import strict_json
+from .bases import scaled
+from .bases.roles import role_of
+from .bases.shards import find_files, read_headers
+from .bases.source import open_source
+from .bases.variant import detect
 from .errors import LoraError, MergeError, SourceError
 from .header import Header
-from .lora import open_lora
-from .roles import role_of
-from .routing import route
-from .shards import find_files, read_headers
-from .source import open_source
+from .loras.classify import classify, family
+from .loras.lora import open_lora
+from .loras.routing import route
+from .loras.task import task_of
 from .specs import NAMES
 from .system import open_read
-from .task import task_of
-from .variant import detect
 
 ENTRY, LONGEST = ".comfy_quant", 4096  # the JSON entry of a quantized layer (ComfyUI comfy/ops.py); more bytes are no such entry
 

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import torch
 
-from .adaptive import store
 from .bands import Rows, Workers
-from .carry import Ride, carry_all, stored_bytes
+from .bases.shards import find_files
 from .device import full_float32
 from .errors import PlanError, SourceError
+from .jobs.carry import Ride, carry_all, stored_bytes
+from .jobs.line import Line
+from .jobs.plan import Plan
 from .kept import Kept
-from .line import Line
 from .memory import Peak
-from .plan import Plan
+from .merging.adaptive import store
 from .precision import choose
 from .progress import Clock, silent
-from .shards import find_files
 from .specs import TensorSpec
 
 FORMATS = ("bf16", "fp16", "fp32")                 # those whose tensors are what a layer multiplies by

@@ -5,7 +5,7 @@ import signal
 from collections.abc import Iterable
 from typing import TextIO
 
-from .job import Leftover
+from .jobs.job import Leftover
 from .progress import Progress
 
 BAR = 24

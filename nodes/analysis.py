@@ -6,7 +6,7 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from ..engine.analysis.run import analyse
-from ..engine.plan import plan_recipe
+from ..engine.jobs.plan import plan_recipe
 from . import sockets
 from .analysis_plot import draw
 from .analysis_text import for_browser, summary

@@ -6,7 +6,7 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from ..engine.errors import LoraError, RecipeError
-from ..engine.plan import plan_recipe
+from ..engine.jobs.plan import plan_recipe
 from . import sockets
 from .handles import Dit, MergePass, Recipe
 from .inject_widgets import ADAPTIVE, OPTIONS, RULES, adaptive_inputs, option_inputs, options_of, rule_inputs, settings_of

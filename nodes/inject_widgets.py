@@ -7,9 +7,9 @@ import json
 
 from comfy_api.latest import io
 
-from ..engine import scope
 from ..engine.errors import RecipeError
-from ..engine.recipe_parts import COMBINES
+from ..engine.recipes import scope
+from ..engine.recipes.recipe_parts import COMBINES
 from .handles import NOTHING, Dit
 from .recipe_handle import text
 from .widgets import check_within

@@ -1,7 +1,7 @@
 """The meter's report under the thresholds of a node, fit to be sent to a browser, and in words."""
 import math
 
-from ..engine.meter import status
+from ..engine.merging.meter import status
 
 WORDS = ("STABLE", "SATURATED", "VOLATILE")        # from best to worst
 

@@ -2,10 +2,10 @@
 import os
 from collections import Counter
 
-from ..engine.alpha import ABSENT, OWN
-from ..engine.causes import cause_of
-from ..engine.energies import percent
-from ..engine.prefixes import LOADED
+from ..engine.bases.prefixes import LOADED
+from ..engine.loras.alpha import ABSENT, OWN
+from ..engine.loras.causes import cause_of
+from ..engine.loras.energies import percent
 from .handles import Lora
 
 ORDINARY = {ABSENT, OWN}                           # where an alpha is from, without being worth a line

@@ -4,11 +4,11 @@ from collections import Counter
 
 from comfy_api.latest import io
 
+from ..engine.bases.roles import check_pair, partner, role_of
+from ..engine.bases.source import open_source
+from ..engine.bases.variant import detect
 from ..engine.errors import SourceError
-from ..engine.roles import check_pair, partner, role_of
-from ..engine.source import open_source
 from ..engine.specs import NAMES
-from ..engine.variant import detect
 from . import paths, sockets
 from .handles import Dit
 

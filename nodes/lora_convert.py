@@ -3,12 +3,12 @@ import os
 
 from comfy_api.latest import io
 
-from ..engine.lora import LoraFile, open_lora
+from ..engine.bases.roles import role_of
+from ..engine.loras.lora import LoraFile, open_lora
+from ..engine.loras.task import task_of
 from ..engine.loratools.convert import Conversion, Converted, convert, experts_of, join
 from ..engine.loratools.spelling import DIALECTS
 from ..engine.loratools.wish import Watch
-from ..engine.roles import role_of
-from ..engine.task import task_of
 from . import freshness, paths
 from .lora_save import exists_input, name_input, refused_input, save_as, span_of
 from .progress import watched

@@ -1,12 +1,12 @@
 """The node that makes a LoRA of the difference between two models."""
 from comfy_api.latest import io
 
+from ..engine.bases.source import open_source
+from ..engine.bases.variant import detect
 from ..engine.loratools.extract import Extraction, extract
 from ..engine.loratools.report import Report
 from ..engine.loratools.sketch import Method
 from ..engine.loratools.wish import Ranks, Watch
-from ..engine.source import open_source
-from ..engine.variant import detect
 from . import freshness, sockets
 from .lora_halves import check_models
 from .lora_merge import told

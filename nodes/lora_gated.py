@@ -4,13 +4,13 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
+from ..engine.bases.roles import role_of
 from ..engine.errors import RecipeError
+from ..engine.jobs.plan import plan_recipe
 from ..engine.loratools.gated import save_gated
 from ..engine.loratools.report import Report
 from ..engine.loratools.wish import Watch
-from ..engine.plan import plan_recipe
 from ..engine.preview import settle
-from ..engine.roles import role_of
 from . import freshness, sockets
 from .lora_save import dtype_input, exists_input, name_input, save_as, span_of
 from .progress import stoppable, watched

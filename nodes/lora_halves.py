@@ -1,6 +1,6 @@
 """Which LoRAs of a stack go on which expert of a LoRA tool, and whether two models can be compared: no ComfyUI needed."""
 from ..engine.errors import SourceError
-from ..engine.lora import open_lora
+from ..engine.loras.lora import open_lora
 from ..engine.loratools.convert import experts_of
 from .handles import Dit, Lora, LoraStack
 

@@ -2,7 +2,7 @@
 from comfy_api.latest import io
 
 from ..engine.errors import LoraError, RecipeError
-from ..engine.routing import strengths
+from ..engine.loras.routing import strengths
 from . import paths, sockets
 from .handles import LoraStack
 from .lora_pair import STRENGTHS

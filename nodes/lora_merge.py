@@ -5,11 +5,11 @@ from contextlib import ExitStack
 
 from comfy_api.latest import io
 
-from ..engine.lora import open_lora
+from ..engine.loras.lora import open_lora
+from ..engine.loras.task import task_of
 from ..engine.loratools.merge import Merging, Part, merge
 from ..engine.loratools.report import Report
 from ..engine.loratools.wish import Ranks, Watch
-from ..engine.task import task_of
 from . import freshness, sockets
 from .lora_halves import PAIR, by_role
 from .lora_save import dtype_input, exists_input, name_input, rank_inputs, refused_input, save_as, span_of

@@ -3,11 +3,11 @@ import os
 
 from comfy_api.latest import io
 
-from ..engine import scope
+from ..engine.bases.roles import partner
 from ..engine.errors import LoraError, RecipeError
-from ..engine.lora import open_lora
-from ..engine.roles import partner
-from ..engine.routing import CHOICES, route
+from ..engine.loras.lora import open_lora
+from ..engine.loras.routing import CHOICES, route
+from ..engine.recipes import scope
 from . import paths, sockets
 from .handles import Lora, LoraStack
 from .widgets import check_within

@@ -5,8 +5,8 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..engine.errors import PlanError
+from ..engine.jobs.metadata import RANGES
 from ..engine.loratools.wish import DTYPES, ON_EXISTS, Save
-from ..engine.metadata import RANGES
 from ..engine.system import legal_name
 
 ENDING = ".safetensors"

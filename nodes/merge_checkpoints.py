@@ -5,10 +5,10 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
-from ..engine import scope
 from ..engine.errors import RecipeError
-from ..engine.plan import plan_recipe
-from ..engine.recipe_parts import MIXES
+from ..engine.jobs.plan import plan_recipe
+from ..engine.recipes import scope
+from ..engine.recipes.recipe_parts import MIXES
 from . import sockets
 from .handles import Dit
 from .progress import stoppable

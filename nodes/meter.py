@@ -7,9 +7,9 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..engine.errors import RecipeError
-from ..engine.meter import STABLE_BELOW, VOLATILE_ABOVE
-from ..engine.plan import plan_recipe
-from ..engine.run import measure
+from ..engine.jobs.plan import plan_recipe
+from ..engine.jobs.run import measure
+from ..engine.merging.meter import STABLE_BELOW, VOLATILE_ABOVE
 from . import sockets
 from .judge import WORDS, for_browser, judged, judged_shift, summary
 from .plot import draw

@@ -12,10 +12,10 @@ import comfy.lora
 import comfy.utils
 import torch
 
+from ..engine.bases.variant import detect
 from ..engine.errors import SourceError
 from ..engine.header import read_header
 from ..engine.specs import TensorSpec
-from ..engine.variant import detect
 from .bakeable import PREFIX, check_bakeable
 from .complaints import Listening
 from .model_handle import AS_INTENDED, ModelDit

@@ -2,10 +2,10 @@
 import os
 from dataclasses import dataclass
 
+from ..engine.bases.roles import partner
 from ..engine.errors import LoraError
-from ..engine.lora import open_lora
-from ..engine.roles import partner
-from ..engine.routing import CHOICES, route
+from ..engine.loras.lora import open_lora
+from ..engine.loras.routing import CHOICES, route
 from . import paths
 from .handles import Lora
 

@@ -10,7 +10,7 @@ from comfy.quant_ops import QuantizedTensor
 from comfy_api.latest import io
 
 from ..engine.errors import RecipeError, SourceError
-from ..engine.plan import Plan, plan_recipe
+from ..engine.jobs.plan import Plan, plan_recipe
 from ..engine.preview import FORMATS, Preview, settle
 from . import paths, sockets
 from .preview_adapter import PREFIX, PreviewJob, put_on

@@ -5,7 +5,7 @@ import folder_paths
 
 from ..engine.errors import RecipeError
 from ..engine.hashes import HashCache
-from ..engine.library import Library
+from ..engine.recipes.library import Library
 from ..engine.system import legal_name
 from . import paths
 from .recipes import reports_folder

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
-from ..engine import recipe_edit, recipe_text, relink
 from ..engine.errors import MergeError, Stopped
+from ..engine.recipes import recipe_edit, recipe_text, relink
 from . import paths, recipe_files, sockets
 from .lora_pair import doubts
 from .progress import stoppable

@@ -4,10 +4,10 @@ import os
 
 from comfy_api.latest import io
 
-from ..engine import recipe as recipes
 from ..engine.errors import PlanError, Stopped
-from ..engine.original_recipe import NO_BASE
-from ..engine.recipe_parts import PAIR
+from ..engine.recipes import recipe as recipes
+from ..engine.recipes.original_recipe import NO_BASE
+from ..engine.recipes.recipe_parts import PAIR
 from ..engine.system import naming, next_free, write_json
 from . import freshness, recipe_files, sockets
 from .progress import stoppable

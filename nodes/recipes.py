@@ -4,7 +4,7 @@ import os
 
 import folder_paths
 
-from ..engine.recipe import Recipe, parse
+from ..engine.recipes.recipe import Recipe, parse
 from .handles import Dit, Output
 
 UNTITLED = "untitled"                              # where nothing is written; a recipe needs a title

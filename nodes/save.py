@@ -8,9 +8,9 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 from server import PromptServer
 
-from ..engine import job as jobs
-from ..engine.plan import plan_recipe
-from ..engine.run import run
+from ..engine.jobs import job as jobs
+from ..engine.jobs.plan import plan_recipe
+from ..engine.jobs.run import run
 from . import freshness, paths, sockets
 from .handles import Files
 from .judge import finite

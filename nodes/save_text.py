@@ -2,7 +2,7 @@
 import json
 import os
 
-from ..engine.job import Leftover, find_leftovers
+from ..engine.jobs.job import Leftover, find_leftovers
 from ..engine.terminal import shortage
 from .handles import SavedFile
 

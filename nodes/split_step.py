@@ -3,10 +3,10 @@ import comfy.samplers
 from comfy.model_sampling import ModelSamplingDiscreteFlow
 from comfy_api.latest import io
 
+from ..engine.bases.source import open_source
+from ..engine.bases.variant import detect
 from ..engine.boundary import boundary_of, split_of, split_step
 from ..engine.errors import RecipeError
-from ..engine.source import open_source
-from ..engine.variant import detect
 from . import sockets
 
 AUTO, I2V, T2V, CUSTOM = "auto", "I2V (0.9)", "T2V (0.875)", "custom"

@@ -1,5 +1,6 @@
 """The import rule, checked from the source: nodes -> engine -> quant, and ComfyUI only in nodes."""
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,31 @@ def violations(source: str, package: tuple[str, ...]) -> list[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
 def test_imports_point_downwards(path):
     assert violations(path.read_text(encoding="utf-8"), path.relative_to(ROOT).parent.parts) == []
+
+
+# Rooms of the engine from the ground up: a room may know itself, those before it and the modules outside all rooms.
+ROOMS = ["bases", "loras", "merging", "recipes", "checkpoints", "jobs"]
+
+
+def rooms_known(path: Path) -> set[str]:
+    """Rooms that a module imports when it runs; what only a type checker reads does not count."""
+    package = path.relative_to(ROOT).parent.parts
+    source = re.sub(r"if TYPE_CHECKING:\n(?:    .*\n)+", "", path.read_text(encoding="utf-8"))
+    return {name.split(".")[2] for name in imported_modules(source, package) if name.startswith("pack.engine.")} & set(ROOMS)
+
+
+@pytest.mark.parametrize("path", [file for file in FILES if file.relative_to(ROOT).parts[1] in ROOMS],
+                         ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_rooms_of_the_engine_know_only_those_below(path):
+    below = ROOMS[:ROOMS.index(path.relative_to(ROOT).parts[1]) + 1]
+    assert rooms_known(path) <= set(below)
+
+
+def test_every_folder_with_code_is_packed():
+    section = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("\npackages = [")[2].partition("]")[0]
+    packed = re.findall(r'"([^"]+)"', section)
+    folders = {file.parent.relative_to(ROOT).parts for file in FILES}
+    assert set(packed) == {"wan22_master"} | {".".join(["wan22_master", *parts]) for parts in folders}
 
 
 @pytest.mark.parametrize(("layer", "line"), [

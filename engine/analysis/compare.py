@@ -1,8 +1,8 @@
 """One tensor: exact inner products of all its deltas, and their sign conflict on sampled rows."""
 import torch
 
-from ..contribution import Contribution
 from ..errors import LoraError, at
+from ..merging.contribution import Contribution
 from ..specs import TensorSpec
 from .estimate import Stratum
 from .exact import dense, low_rank

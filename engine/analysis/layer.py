@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..contribution import Contribution
-from ..delta import Delta, flat_shape
+from ..loras.delta import Delta, flat_shape
+from ..merging.contribution import Contribution
 from ..specs import TensorSpec
 from .scratch import Scratch
 

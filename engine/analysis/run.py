@@ -5,16 +5,16 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from .. import report
 from ..bands import Workers
 from ..device import full_float32
-from ..experts import ExpertPlan
-from ..plan import Plan
+from ..jobs import report
+from ..jobs.experts import ExpertPlan
+from ..jobs.plan import Plan
+from ..jobs.targets import RECORD as VERSION
+from ..jobs.targets import recall
 from ..precision import block_of
 from ..progress import Clock, Progress, silent
 from ..system import naming, processors, write_json
-from ..targets import RECORD as VERSION
-from ..targets import recall
 from . import shift
 from .base_norms import recall_norms
 from .compare import compare

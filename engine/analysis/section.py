@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..meter import Entry
+from ..merging.meter import Entry
 from ..precision import KINDS, block_of
 from .estimate import Stratum, excess
 from .exact import Exact

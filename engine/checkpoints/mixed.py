@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import torch
 
 from ..bands import Rows, split
-from ..combine.dare import coin_key, coins
-from ..combine.linear import slerp_coefficients
-from ..combine.select import Cut, Search, as_matrix
-from ..recipe_parts import Mix
-from ..scope import factor
-from ..source import Source, open_source
+from ..bases.source import Source, open_source
+from ..merging.combine.dare import coin_key, coins
+from ..merging.combine.linear import slerp_coefficients
+from ..merging.combine.select import Cut, Search, as_matrix
+from ..recipes.recipe_parts import Mix
+from ..recipes.scope import factor
 from ..specs import TensorSpec
 
 

@@ -4,8 +4,8 @@ Training notes (`ss_*` and others) are the user's own file's and pass unchanged.
 configuration of alphas, which moves or changes its names. In a joined file `high_noise.` or `low_noise.` stands before what only
 one half says; splitting takes it off again.
 """
-from ..peft_config import METADATA
-from ..prefixes import HIGH, LOW
+from ..bases.prefixes import HIGH, LOW
+from ..loras.peft_config import METADATA
 
 ROLES = (HIGH, LOW)
 # Of the bytes of another file: they would be wrong in the new one (ModelSpec 1.0.1; sd-scripts, networks/lora.py).

@@ -5,8 +5,8 @@ No base is needed and no number changes (pieces.py). A key that the target canno
 from dataclasses import dataclass
 
 from ..errors import LoraError, RecipeError
-from ..lora import LoraFile
-from ..modules import Refused
+from ..loras.lora import LoraFile
+from ..loras.modules import Refused
 from .carried import ROLES, carry, carry_both, untrue
 from .lora_writer import LoraWriter, check_target
 from .pieces import Half, Piece, plan_half

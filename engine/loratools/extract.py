@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 
 from ..bands import Workers, split
+from ..bases.source import Source
 from ..errors import LoraError, RecipeError, SourceError, at
-from ..source import Source
 from ..specs import TensorSpec
 from . import native
 from .lora_writer import LoraWriter, check_target

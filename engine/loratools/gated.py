@@ -5,10 +5,10 @@ differences pass as they are. What is neither (LoHa, DoRA, OFT ...) is added ung
 """
 import torch
 
-from ..adaptive.export import gated_lora
 from ..errors import LoraError, PlanError
-from ..experts import ExpertPlan
-from ..modules import Diff
+from ..jobs.experts import ExpertPlan
+from ..loras.modules import Diff
+from ..merging.adaptive.export import gated_lora
 from . import native
 from .lora_writer import LoraWriter, check_target
 from .low_rank import stored_fit

@@ -10,10 +10,10 @@ import os
 import torch
 
 from ..errors import PlanError
-from ..layout import ALIGNMENT, PADDING
+from ..jobs.layout import ALIGNMENT, PADDING
+from ..jobs.writer import raw
 from ..specs import NAMES, TensorSpec
 from ..system import free_bytes, next_free, open_write, replace, sync_folder
-from ..writer import raw
 from .wish import Save
 
 PART = ".part"

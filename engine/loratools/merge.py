@@ -8,11 +8,11 @@ own weights (DoRA, OFT, BOFT, GLoRA, IA3, set_weight) cannot become a LoRA here:
 import torch
 
 from ..bands import Workers, split
-from ..delta import flat_shape
 from ..errors import LoraError, at
-from ..factors import Factors, read_tensor
-from ..lora import LoraFile
-from ..modules import Module, Pair
+from ..loras.delta import flat_shape
+from ..loras.factors import Factors, read_tensor
+from ..loras.lora import LoraFile
+from ..loras.modules import Module, Pair
 from ..system import processors
 from . import native
 from .lora_writer import LoraWriter, check_target

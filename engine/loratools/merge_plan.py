@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..delta import flat_shape
 from ..errors import RecipeError
-from ..ledger import match
-from ..lora import LoraFile
-from ..modules import Diff, Module
-from ..scope import factor
+from ..loras.delta import flat_shape
+from ..loras.ledger import match
+from ..loras.lora import LoraFile
+from ..loras.modules import Diff, Module
+from ..recipes.scope import factor
 from ..specs import TensorSpec
 from . import native
 from .report import Report, Row

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..alpha import factor
 from ..errors import LoraError
-from ..modules import Refused
+from ..loras.alpha import factor
+from ..loras.modules import Refused
 from ..specs import TensorSpec
 from . import scalars
 from .reading import Contents, FileModule, read_stored

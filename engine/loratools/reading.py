@@ -3,11 +3,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..dialects import split
 from ..errors import LoraError
-from ..file_dialect import FileDialect
-from ..lora import LoraFile
-from ..modules import Refused
+from ..loras.dialects import split
+from ..loras.file_dialect import FileDialect
+from ..loras.lora import LoraFile
+from ..loras.modules import Refused
 from ..specs import TensorSpec
 from .suffixes import alike
 from .wan_layers import wan_index

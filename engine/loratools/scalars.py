@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..alpha import ABSENT, factor
 from ..errors import LoraError
-from ..peft_config import METADATA
+from ..loras.alpha import ABSENT, factor
+from ..loras.peft_config import METADATA
 from ..specs import DTYPES, NAMES
 from .reading import Contents, FileModule, read_stored
 

@@ -5,9 +5,9 @@ A module whose parts do not tell it (OFT, IA3) takes the shape that another modu
 """
 import torch
 
-from ..dialects import Index
 from ..errors import LoraError
-from ..lora import LoraFile
+from ..loras.dialects import Index
+from ..loras.lora import LoraFile
 from ..specs import TensorSpec
 from .reading import Contents, FileModule, read_contents
 from .wan_layers import is_bare

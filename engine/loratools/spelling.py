@@ -6,9 +6,9 @@ omi: OneTrainer's, the high-noise half as `diffusion_model.`, the low-noise half
 """
 from dataclasses import dataclass
 
+from ..bases.names import to_diffusers
+from ..bases.prefixes import LOW
 from ..errors import RecipeError
-from ..names import to_diffusers
-from ..prefixes import LOW
 from .reading import FileModule
 from .suffixes import ending, kind_of
 from .wan_layers import is_bare

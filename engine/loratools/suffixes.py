@@ -1,5 +1,5 @@
 """Which part of an adapter a tensor of a LoRA is, with the spellings of one part taken together; from adapters/spelling.py."""
-from ..adapters.spelling import BIASES, ENDINGS, GLORA, MAGNITUDES, PAIR_PARTS, ROTATIONS
+from ..loras.adapters.spelling import BIASES, ENDINGS, GLORA, MAGNITUDES, PAIR_PARTS, ROTATIONS
 
 _ALIKE = {
     **{up: "up" for up, _ in PAIR_PARTS.values()}, **{down: "down" for _, down in PAIR_PARTS.values()},

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 
 import torch
 
-from ..dialects import Index
 from ..errors import LoraError
+from ..loras.dialects import Index
 from ..specs import TensorSpec
 
 LEAST_BLOCKS = 40                                  # of a 14B

@@ -36,10 +36,10 @@ from comfy.model_patcher import LowVramPatch  # noqa: E402
 from comfy.quant_ops import QuantizedTensor  # noqa: E402
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
-from wan22_master.engine.plan import plan_recipe  # noqa: E402
+from wan22_master.engine.jobs.plan import plan_recipe  # noqa: E402
+from wan22_master.engine.jobs.run import run  # noqa: E402
 from wan22_master.engine.preview import settle  # noqa: E402
-from wan22_master.engine.recipe import parse  # noqa: E402
-from wan22_master.engine.run import run  # noqa: E402
+from wan22_master.engine.recipes.recipe import parse  # noqa: E402
 from wan22_master.engine.synthetic import Sizes, write_lora, write_model  # noqa: E402
 
 SIZES = {dtype: Sizes(dim=128, ffn=256, blocks=2, rank=8, dtype=dtype) for dtype in ("bf16", "fp16", "fp32")}

@@ -25,9 +25,9 @@ import comfy.sd  # noqa: E402
 import comfy.supported_models  # noqa: E402
 import torch  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
-from wan22_master.engine.plan import plan_recipe  # noqa: E402
-from wan22_master.engine.recipe import parse  # noqa: E402
-from wan22_master.engine.run import run  # noqa: E402
+from wan22_master.engine.jobs.plan import plan_recipe  # noqa: E402
+from wan22_master.engine.jobs.run import run  # noqa: E402
+from wan22_master.engine.recipes.recipe import parse  # noqa: E402
 
 TINY = {"dim": 256, "num_heads": 2, "ffn_dim": 512, "num_layers": 2, "freq_dim": 256, "in_dim": 16, "out_dim": 16,
         "patch_size": (1, 2, 2), "window_size": (-1, -1), "qk_norm": True, "cross_attn_norm": True, "eps": 1e-6}

@@ -11,12 +11,12 @@ from graphs import INJECT, LOAD, LORA_2, STYLE, lora_pair, main_job, node
 from graphs import LOW as LOW_FILE
 from safetensors.torch import load_file
 from tiny_models import TINY
-from wan22_master.engine.lora import open_lora
+from wan22_master.engine.bases.source import open_source
+from wan22_master.engine.loras.lora import open_lora
 from wan22_master.engine.loratools.convert import Conversion, convert, experts_of
 from wan22_master.engine.loratools.extract import Extraction, extract
 from wan22_master.engine.loratools.merge import Merging, Part, merge
 from wan22_master.engine.loratools.wish import Ranks, Save, Watch
-from wan22_master.engine.source import open_source
 from wan22_master.engine.synthetic import write_model
 from wan22_master.tests.engine import tiny, trainers
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from wan22_master.engine import writer
+from wan22_master.engine.jobs import writer
 from wan22_master.tests.engine import tiny
 
 KILLS, SEED = 50, 2

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from wan22_master.engine import layout
+from wan22_master.engine.jobs import layout
 from wan22_master.engine.precision import block_of, choose, is_block_linear, kept_dtype, processing_order
 from wan22_master.engine.specs import TensorSpec
 from wan22_master.quant import fp8, plain

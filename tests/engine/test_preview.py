@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from wan22_master.engine.errors import PlanError, SourceError, Stopped, TensorError
-from wan22_master.engine.plan import plan_recipe
+from wan22_master.engine.jobs.plan import plan_recipe
 from wan22_master.engine.preview import Preview
 from wan22_master.tests.engine import tiny
 

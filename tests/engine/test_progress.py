@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wan22_master.engine import progress
 from wan22_master.engine.errors import Stopped
-from wan22_master.engine.plan import plan_recipe
+from wan22_master.engine.jobs.plan import plan_recipe
+from wan22_master.engine.jobs.run import measure, run
 from wan22_master.engine.progress import Clock, Progress, ReadAhead
-from wan22_master.engine.run import measure, run
 from wan22_master.tests.engine import tiny
 
 

@@ -2,7 +2,7 @@
 import io
 
 import pytest
-from wan22_master.engine.job import Leftover
+from wan22_master.engine.jobs.job import Leftover
 from wan22_master.engine.progress import Progress
 from wan22_master.engine.terminal import ProgressBar, bar, leftover_lines, plan_table, report_lines, table
 

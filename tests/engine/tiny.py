@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from wan22_master.engine.plan import plan_recipe
-from wan22_master.engine.recipe import Recipe, parse
-from wan22_master.engine.run import run
+from wan22_master.engine.jobs.plan import plan_recipe
+from wan22_master.engine.jobs.run import run
+from wan22_master.engine.recipes.recipe import Recipe, parse
 
 DIM, FFN, BLOCKS, RANK = 128, 320, 2, 4
 ATTENTION = [f"{kind}.{part}" for kind in ("self_attn", "cross_attn") for part in "qkvo"]

@@ -13,9 +13,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import conftest  # noqa: F401 - makes the checkout importable as wan22_master
 from wan22_master.engine.analysis.run import analyse
-from wan22_master.engine.plan import plan_recipe
-from wan22_master.engine.recipe import parse
-from wan22_master.engine.run import measure
+from wan22_master.engine.jobs.plan import plan_recipe
+from wan22_master.engine.jobs.run import measure
+from wan22_master.engine.recipes.recipe import parse
 from wan22_master.engine.synthetic import Sizes, write_lora, write_set
 
 SIZES = Sizes(dim=128, ffn=256, blocks=4, rank=8)

@@ -2,7 +2,7 @@ import pickle
 from dataclasses import replace
 
 import pytest
-from wan22_master.engine.recipe import parse
+from wan22_master.engine.recipes.recipe import parse
 from wan22_master.nodes.handles import Dit, Files, Job, Lora, LoraStack, MergePass, Output, Recipe, SavedFile
 
 LORA = Lora("/models/loras/a_high.safetensors", "/models/loras/a_low.safetensors", 1.0, 0.5)

@@ -5,7 +5,7 @@ import types
 
 import pytest
 from wan22_master.engine.errors import RecipeError
-from wan22_master.engine.recipe import parse
+from wan22_master.engine.recipes.recipe import parse
 
 comfy_api = types.ModuleType("comfy_api.latest")
 comfy_api.io = types.SimpleNamespace(Input=object, Combo=None, Float=None, Int=None, String=None, Boolean=None)

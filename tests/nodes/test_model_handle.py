@@ -1,4 +1,4 @@
-from wan22_master.engine.recipe import parse
+from wan22_master.engine.recipes.recipe import parse
 from wan22_master.nodes.handles import Job, Output
 from wan22_master.nodes.model_handle import AS_INTENDED, ModelDit
 

@@ -1,5 +1,5 @@
 """A recipe as a handle and back: nothing is lost on the wire."""
-from wan22_master.engine.recipe import parse
+from wan22_master.engine.recipes.recipe import parse
 from wan22_master.nodes.recipe_handle import handle_of, json_of
 
 ASKED = {

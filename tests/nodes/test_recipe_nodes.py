@@ -9,7 +9,7 @@ from unittest.mock import MagicMock
 import pytest
 from safetensors import safe_open
 from wan22_master.engine.errors import PlanError, RecipeError
-from wan22_master.engine.recipe import load
+from wan22_master.engine.recipes.recipe import load
 from wan22_master.tests.engine import tiny
 
 PAIR = {"high_noise": "base_high.safetensors", "low_noise": "base_low.safetensors"}

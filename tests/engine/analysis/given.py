@@ -3,9 +3,9 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
-from wan22_master.engine.contribution import Contribution
-from wan22_master.engine.delta import FactorDelta, StoredDelta
-from wan22_master.engine.factors import Factors
+from wan22_master.engine.loras.delta import FactorDelta, StoredDelta
+from wan22_master.engine.loras.factors import Factors
+from wan22_master.engine.merging.contribution import Contribution
 
 
 @dataclass(frozen=True)

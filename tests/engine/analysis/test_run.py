@@ -10,8 +10,8 @@ from tiny import delta64, linears, lora, recipe, save, write_pair
 from wan22_master.engine.analysis import base_norms
 from wan22_master.engine.analysis.run import analyse
 from wan22_master.engine.errors import Stopped
-from wan22_master.engine.plan import plan_recipe
-from wan22_master.engine.run import measure
+from wan22_master.engine.jobs.plan import plan_recipe
+from wan22_master.engine.jobs.run import measure
 
 STRENGTHS = (1.0, -0.5, 0.8)
 
@@ -108,7 +108,7 @@ def test_the_shift_is_unknown_without_the_base_predicted_with_its_norms_and_meas
 
 
 def test_no_weight_of_the_base_is_read(three, tmp_path, monkeypatch):
-    from wan22_master.engine.stored import StoredTensors
+    from wan22_master.engine.bases.stored import StoredTensors
 
     monkeypatch.setattr(StoredTensors, "read", None)
     assert high(analysed(three[0], tmp_path / "reports"))["pairs"]

@@ -2,11 +2,11 @@
 import pytest
 import torch
 from wan22_master.engine.bands import split
+from wan22_master.engine.bases.source import open_source
 from wan22_master.engine.checkpoints import open_mixed
 from wan22_master.engine.errors import SourceError
-from wan22_master.engine.plan import plan_recipe
-from wan22_master.engine.recipe_parts import Mix
-from wan22_master.engine.source import open_source
+from wan22_master.engine.jobs.plan import plan_recipe
+from wan22_master.engine.recipes.recipe_parts import Mix
 from wan22_master.tests.engine import tiny
 
 KEY, WIDE = "blocks.1.ffn.0.weight", 700

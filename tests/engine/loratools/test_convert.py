@@ -5,7 +5,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from wan22_master.engine.errors import LoraError, PlanError, RecipeError, Stopped
-from wan22_master.engine.lora import open_lora
+from wan22_master.engine.loras.lora import open_lora
 from wan22_master.engine.loratools.convert import Conversion, convert, experts_of, join
 from wan22_master.engine.loratools.wish import Save, Watch
 from wan22_master.tests.engine import tiny, trainers

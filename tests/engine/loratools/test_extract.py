@@ -5,13 +5,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from wan22_master.engine.bases.source import open_source
 from wan22_master.engine.errors import LoraError, SourceError, Stopped, TensorError
-from wan22_master.engine.ledger import match
-from wan22_master.engine.lora import Index, open_lora
+from wan22_master.engine.loras.ledger import match
+from wan22_master.engine.loras.lora import Index, open_lora
 from wan22_master.engine.loratools.extract import Extraction, extract
 from wan22_master.engine.loratools.sketch import Method
 from wan22_master.engine.loratools.wish import Ranks, Save, Watch
-from wan22_master.engine.source import open_source
 from wan22_master.tests.engine import tiny
 
 BASE = {key: value.float() for key, value in tiny.base(0).items()}

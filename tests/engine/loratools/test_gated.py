@@ -2,9 +2,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from wan22_master.engine.errors import PlanError
+from wan22_master.engine.jobs.plan import plan_recipe
 from wan22_master.engine.loratools.gated import save_gated
 from wan22_master.engine.loratools.wish import Save, Watch
-from wan22_master.engine.plan import plan_recipe
 from wan22_master.engine.preview import settle
 from wan22_master.tests.engine import tiny
 

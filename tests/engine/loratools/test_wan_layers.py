@@ -1,7 +1,7 @@
 import pytest
-from wan22_master.engine.adapters import SUFFIXES
 from wan22_master.engine.errors import LoraError
-from wan22_master.engine.file_dialect import read_dialect
+from wan22_master.engine.loras.adapters import SUFFIXES
+from wan22_master.engine.loras.file_dialect import read_dialect
 from wan22_master.engine.loratools.reading import FileModule
 from wan22_master.engine.loratools.spelling import DIALECTS
 from wan22_master.engine.loratools.suffixes import alike

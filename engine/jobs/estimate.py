@@ -1,0 +1,84 @@
+"""What a job will cost, told before it starts: bytes are exact, memory is an upper estimate, time a rough one."""
+import math
+import os
+
+from .. import precision
+from ..bands import BAND_ELEMENTS, MOST_THREADS
+from ..merging.contribution import Contribution, Rules
+from ..system import free_bytes, processors
+from .experts import ExpertPlan
+from .file_plan import OutputPlan
+from .job import PART
+from .targets import reserved_bytes
+
+READ_RATE = 0.6e9                                  # bytes/s of BF16 in, FP8 out, cold, on two cores (docs/log.md, Speed)
+GEMM_RATE = 1.9e11                                 # float32 operations/s of two cores (docs/log.md, Speed)
+SEEN_RATE = 6e7                                    # elements/s of two cores that are ranked, thinned or voted on (docs/log.md)
+FLOOR = 300e6                                      # threads' tiles, LoRA factors of a layer, the writer's dirty stretch
+ROUNDS = {"ties": 3, "breadcrumbs": 5, "dare_ties": 1, "slerp": 1, "orthogonal": 1}   # two digits of each rank, and the result
+
+
+def memory_bytes(expert: ExpertPlan) -> int:
+    """Peak beyond the host's own: merge buffers, tiles of the threads, the factors of the richest layer.
+
+    Factors are there three times: in use, read ahead, and while those read ahead are laid side by side.
+    """
+    buffered = [4 * spec.numel * _buffers(expert, key) for key, spec in expert.specs.items()]
+    factors = [4 * sum(_rank(what) for _, what in whats) * sum(expert.specs[key].shape[:2])
+               for key, whats in expert.contributions.items()]
+    dense = max((sum(_form(module) != "factors" for _, what in whats for module in what.modules)
+                 for whats in expert.contributions.values()), default=0)
+    tiles = 4 * BAND_ELEMENTS * (4 + dense) * min(MOST_THREADS, processors())
+    return int(max(buffered, default=0) + 3 * max(factors, default=0) + tiles + FLOOR)
+
+
+def _buffers(expert: ExpertPlan, key: str) -> int:
+    """How many float32 tensors of its size a key needs: none band by band, two where the end asks for the base again."""
+    whats = [what for _, what in expert.contributions.get(key, ())]
+    if whats and expert.rules.compat == "comfyui":
+        return 3
+    forms = {_form(module) for what in whats for module in what.modules}
+    if whats and ("transform" in forms or (expert.rules.normalize and len(expert.specs[key].shape) == 2)):
+        return 2
+    decides = "base" in forms or any(what.method == "classic" or what.dense_density < 1.0 for what in whats)
+    ranks = any(expert.rules.of(what.pass_number).combine != "sum" for what in whats)
+    return int(decides or ranks or any(precision.choose(key, expert.specs[key], out.format).measure for out in expert.outputs))
+
+
+def _form(module) -> str:
+    """Of a ledger's module; a patch of `compat: comfyui` knows none, and is dense."""
+    return getattr(module, "form", "dense")
+
+
+def _rank(what: Contribution) -> int:
+    """Rank that a contribution adds to the product; a dense delta counts as its own rank, or as one."""
+    return sum(getattr(module, "rank", 0) or 1 for module in what.modules)
+
+
+def seconds(expert: ExpertPlan) -> float:
+    """Time of one reading with its merges."""
+    read = sum(expert.source.nbytes(key) for key in expert.order)
+    merges = math.fsum(_seconds(expert.specs[key].numel, what, expert.rules)
+                       for key, whats in expert.contributions.items() for _, what in whats)
+    return read / READ_RATE + merges
+
+
+def _seconds(numel: int, what: Contribution, rules: Rules) -> float:
+    """Of one contribution: its product in every round, and what is done to each element besides."""
+    rounds = 0 if what.protected else ROUNDS.get(rules.of(what.pass_number).combine, 0)
+    thinned = 3 if what.dense_density < 1.0 and what.method != "addition" else 0
+    product = 2 * _rank(what) * numel * max(1, rounds, 2 if what.method == "classic" else 1) / GEMM_RATE
+    return product + numel * (rounds + thinned) / SEEN_RATE
+
+
+def estimate(expert: ExpertPlan) -> list[dict]:
+    """A row per output."""
+    return [{"expert": expert.role, "format": out.format, "file": os.path.basename(out.target.path), "bytes": out.layout.size,
+             "state": out.target.state, "seconds": round(seconds(expert), 1), "memory_bytes": memory_bytes(expert),
+             "needed_bytes": needed_bytes(out), "free_bytes": free_bytes(os.path.dirname(out.target.path))}
+            for out in expert.outputs]
+
+
+def needed_bytes(out: OutputPlan) -> int:
+    """What the disk still has to give for one output."""
+    return 0 if out.target.state in {"done", "renamed"} else out.layout.size - reserved_bytes(out.target.path + PART)

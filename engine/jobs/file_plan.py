@@ -1,0 +1,87 @@
+"""One file of a plan: where its bytes lie, what its header says, and what makes it this file and no other."""
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+
+import torch
+
+from .. import precision
+from ..recipes.recipe import Output, Pass, Recipe
+from ..specs import TensorSpec
+from ..version import ENGINE, MERGE
+from . import layout, metadata
+from .experts import ExpertPlan
+from .targets import Target
+
+FAST = "fast_uncalibrated"
+ONE = torch.ones(1).view(torch.uint8).numpy().tobytes()   # float32 1.0
+
+
+@dataclass(frozen=True)
+class OutputPlan:
+    """One file to be written."""
+
+    role: str
+    format: str
+    layout: layout.Layout
+    target: Target
+    job_id: str                                    # see `identify`
+    wish: str
+    sources: list[dict]
+
+
+def lay_out(recipe: Recipe, expert: ExpertPlan, output: Output, sha256: dict[str, str]) -> layout.Layout:
+    """Every byte of one output, from the specs of its expert. sha256: path -> hash, of LoRAs and of a base where it is known."""
+    body, entries, scales = {}, {}, {}
+    for key in expert.order:
+        form = precision.choose(key, expert.specs[key], output.format)
+        parts = {suffix: TensorSpec(*spec) for suffix, spec in form.outputs(expert.specs[key].shape).items()}
+        body |= {key + suffix: spec for suffix, spec in parts.items() if spec.shape or suffix == ""}
+        if output.format in precision.QUANTIZED and precision.is_block_linear(key, expert.specs[key]):
+            layer = key.removesuffix(".weight")
+            entries[layer + ".comfy_quant"] = form.comfy_quant(full_precision=output.activations != FAST)
+            scales |= {key + suffix: spec for suffix, spec in parts.items() if not spec.shape and suffix}
+            if output.activations == FAST:         # ComfyUI takes 1.0 in silence where there is none; here it is written out
+                scales[layer + ".input_scale"] = ONE
+    return layout.place(body, entries, scales, _metadata(recipe, expert, output, sha256))
+
+
+def _metadata(recipe: Recipe, expert: ExpertPlan, output: Output, sha256: dict[str, str]) -> dict[str, str]:
+    base, known = {"name": metadata.public_name(expert.source)}, sha256.get(expert.source.path)
+    facts = {"task": expert.variant.task, "size": expert.size, "format": output.format, "engine": ENGINE, "merge": MERGE,
+             "base": {**base, "sha256": known} if known else base,
+             "passes": metadata.describe_passes(recipe.passes, expert.role, sha256, names=recipe.save.lora_names)}
+    return metadata.build(recipe, expert.role, facts, expert.source.metadata)
+
+
+def identify(recipe: Recipe, expert: ExpertPlan, output: Output, sha256: dict[str, str],
+             device: str) -> tuple[str, str, list[dict]]:
+    """(job_id, wish, sources) of one output.
+
+    wish: hash of what was asked of this expert as far as it decides the bytes: not the folder, the name, or the other half;
+    sources: the files it was asked of; job_id: hash of the sources' content, the wish without paths, the header, and of what
+    computes: equal ids, equal bytes. device: kind of what computes, cpu or cuda. A hash of the base that somebody computes later
+    changes the header's words, not the job.
+    """
+    role = expert.role
+    mine = [(lora.files[role], lora.strength.get(role, 1.0), lora.resolved, lora.protected, lora.rs_lora, lora.scope, _rules(each))
+            for each in recipe.passes for lora in each.loras if role in lora.files]
+    sources = [*expert.source.identity()["files"], *({"name": os.path.basename(path), "sha256": sha256[path]} for path, *_ in mine)]
+    asked = {"role": role, "format": output.format, "activations": output.activations, "passes": [how for _, *how in mine],
+             "compat": recipe.compat, "normalize": recipe.normalize,
+             "said": [recipe.title, recipe.title_version, recipe.date, recipe.save.metadata, recipe.save.lora_names]}
+    wish = _digest({**asked, "base": recipe.experts[role], "loras": [path for path, *_ in mine]})
+    header = hashlib.sha256(lay_out(recipe, expert, output, sha256).header).hexdigest()
+    content = {"merge": MERGE, "torch": torch.__version__, "device": device, "sources": sources, "asked": asked, "header": header,
+               "adapters": [each["adapters"] for each in expert.ledgers]}   # alphas that lie in a file beside a LoRA
+    return _digest(content), wish, sources
+
+
+def _rules(each: Pass) -> dict:
+    """What a pass does to each of its LoRAs."""
+    return {name: value for name, value in asdict(each).items() if name not in {"loras", "name", "method", "gate_distillation"}}
+
+
+def _digest(value: dict) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,141 @@
+"""From a recipe and headers to a plan: every output's name, dtypes, shapes, offsets and bytes, before a weight is read."""
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..bases.roles import check_pair
+from ..bases.source import Source, open_source
+from ..bases.variant import detect
+from ..checkpoints import open_mixed
+from ..device import Device, choose
+from ..errors import PlanError, SourceError, Stopped
+from ..hashes import HashCache
+from ..loras.lora import LoraFile, open_lora
+from ..loras.task import task_notice
+from ..merging.methods import resolve_recipe
+from ..recipes.recipe import Recipe
+from ..recipes.recipe_edit import check_twice
+from . import metadata, naming, targets
+from .estimate import estimate, needed_bytes
+from .experts import ExpertPlan, plan_expert, weigh
+from .file_plan import OutputPlan, identify, lay_out
+
+
+@dataclass
+class Plan:
+    """What will happen. Use it in a `with` block: it holds bases and LoRAs open."""
+
+    recipe: Recipe                                 # methods resolved
+    experts: list[ExpertPlan]
+    notices: list[str]
+    loras: list[LoraFile]
+    device: Device
+
+    def __enter__(self) -> "Plan":
+        return self
+
+    def __exit__(self, *error) -> None:
+        for file in [expert.source for expert in self.experts] + self.loras:
+            file.close()
+
+    def rows(self) -> list[dict]:
+        """The table a dry run shows: file, format, bytes, state, seconds, memory, free space."""
+        return [row for expert in self.experts for row in estimate(expert)]
+
+
+def plan_recipe(recipe: Recipe, reports: Path, *, check_space: bool = True, should_stop: Callable[[], bool] = bool,
+                sources: Mapping[str, Source] | None = None) -> Plan:
+    """Plan from headers; LoRA files are hashed, once, and should_stop is asked while they are.
+
+    reports: folder of earlier reports, which tell what is finished; check_space: refuse what the disk cannot hold; sources: bases
+    by role that are no files, in place of the recipe's; the plan closes them.
+    Raises RecipeError, SourceError, LoraError, PlanError, Stopped; no output is begun.
+    """
+    def tick() -> None:
+        if should_stop():
+            raise Stopped("stopped before anything was written")
+
+    plan = Plan(recipe, [], [], [], choose(recipe.device))
+    try:
+        bases = {role: _open_base(plan, role, (sources or {}).get(role)) for role in recipe.experts}
+        loras = _open_loras(plan)
+        targets.check_folder(str(reports))
+        cache = HashCache(reports)
+        sha256 = {path: cache.sha256(path, tick) for path in loras}
+        plan.recipe, notices = resolve_recipe(recipe, {path: lora.is_distillation for path, lora in loras.items()})
+        plan.notices += notices
+        check_twice(plan.recipe, sha256, {role: source.metadata for role, (source, _) in bases.items()})
+        plan.experts = [plan_expert(role, *base, plan.recipe, loras, sha256) for role, base in bases.items()]
+        _check_experts(plan)
+        for expert in plan.experts:
+            weigh(expert, reports, recipe.strict_share if recipe.strict else None, tick)
+        known = {path: found for path in recipe.experts.values() if (found := cache.known_sha256(path))}
+        _plan_outputs(plan, sha256, known, reports)
+        plan.notices = list(dict.fromkeys(plan.notices))
+        if check_space:
+            targets.check_space([(out.target.path, needed_bytes(out)) for expert in plan.experts for out in expert.outputs])
+    except BaseException:
+        plan.__exit__()
+        raise
+    return plan
+
+
+def _open_base(plan: Plan, role: str, given: Source | None) -> tuple:
+    source = given or open_source(plan.recipe.experts[role], allow_lossy=plan.recipe.allow_quantized_source)
+    plan.experts.append(ExpertPlan(role, source, None, {}, []))   # so that it is closed whatever comes
+    if plan.recipe.mix and role in plan.recipe.mix.files:
+        source = open_mixed(source, plan.recipe.mix, role, allow_lossy=plan.recipe.allow_quantized_source)
+        plan.experts[-1].source = source
+        plan.notices += source.notices()
+    return source, detect(source)
+
+
+def _open_loras(plan: Plan) -> dict[str, LoraFile]:
+    loras = {}
+    for path in dict.fromkeys(path for each in plan.recipe.passes for lora in each.loras for path in lora.files.values()):
+        loras[path] = open_lora(path)
+        plan.loras.append(loras[path])
+    return loras
+
+
+def _check_experts(plan: Plan) -> None:
+    by_role = {expert.role: expert for expert in plan.experts}
+    if "high_noise" in by_role and "low_noise" in by_role:
+        check_pair(by_role["high_noise"].source, by_role["low_noise"].source)
+    for expert in plan.experts:
+        if expert.source.lossy:
+            plan.notices.append(f"{expert.source.name}: a lossy source ({expert.source.lossy}); a small LoRA may not survive in it")
+        said = metadata.config_notice(expert.source.metadata)
+        plan.notices += [f"{expert.source.name}: {said}"] if said else []
+        for word, count in expert.source.left_out.items():
+            plan.notices.append(f"{expert.source.name}: {count} tensors of {word} left out")
+        said = [task_notice(lora, expert.variant) for lora, _ in expert.matched]
+        plan.notices += [f"{each.level}: {each.text}" for each in said if each]
+    if not plan.experts:
+        raise SourceError("no model is chosen; choose at least one expert")
+
+
+def _plan_outputs(plan: Plan, sha256: dict[str, str], known: dict[str, str], reports: Path) -> None:
+    """Names, layouts and targets, format by format: two outputs of one format are the halves of one pair."""
+    recipe, taken = plan.recipe, set()
+    for name in dict.fromkeys(output.format for output in recipe.outputs):
+        wanted = [(expert, output) for output in recipe.outputs if output.format == name
+                  for expert in plan.experts if expert.role in output.experts]
+        names = {each.role: naming.name_file(recipe.save.name, _values(recipe, each, name), each.role) for each, _ in wanted}
+        naming.check_names(names)
+        targets.check_folder(recipe.save.folder)
+        ids = {expert.role: identify(recipe, expert, output, sha256, plan.device.torch_device.type) for expert, output in wanted}
+        found = targets.choose(recipe.save.folder, names, ids, recipe.save.on_exists, reports)
+        for expert, output in wanted:
+            target = found[expert.role]
+            if target.path in taken:
+                raise PlanError(f"{target.path}: two outputs would get this name; put %format% into the name")
+            taken.add(target.path)
+            plan.notices += [target.notice] if target.notice else []
+            laid = lay_out(recipe, expert, output, sha256 | known)
+            expert.outputs.append(OutputPlan(expert.role, name, laid, target, *ids[expert.role]))
+
+
+def _values(recipe: Recipe, expert: ExpertPlan, format_name: str) -> dict[str, str]:
+    return {"title": recipe.title, "version": recipe.title_version, "task": expert.variant.task, "size": expert.size,
+            "format": format_name}

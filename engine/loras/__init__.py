@@ -1,0 +1,1 @@
+"""LoRA files: their spellings, their adapters, and where each of their keys goes."""
