@@ -7,12 +7,18 @@ import { addStyle, show } from "./view.js";
 const SOCKETS = {
   W22_DIT: "#E8A33D", W22_LORA_STACK: "#8FBF5A", W22_RECIPE: "#5E8F3A", W22_JOB: "#E06C75", W22_FILE: "#56B6C2",
 };
+const MERGE = "#4a3b1f", SAVE = "#4a2326";
 const NODES = {
-  Wan22LoadDualDiT: "#33393f", Wan22LoraPair: "#4a3b1f", Wan22ActionMasterInject: "#4a3b1f", Wan22StabilityMeter: "#4a3b1f",
-  Wan22LoraAnalysis: "#4a3b1f",
-  Wan22Quantize: "#38284a", Wan22SaveModel: "#4a2326", Wan22LoadSaved: "#4a2326",
+  Wan22LoadDualDiT: "#33393f", Wan22LoraPair: MERGE, Wan22LoraList: MERGE, Wan22ImportLoraStack: MERGE, Wan22ActionMasterInject: MERGE,
+  Wan22MergeCheckpoints: MERGE, Wan22RecipeLoad: MERGE, Wan22RecipeSave: MERGE, Wan22LoraAnalysis: MERGE, Wan22StabilityMeter: MERGE,
+  Wan22MergePreview: MERGE, Wan22SplitStep: MERGE, Wan22Quantize: "#38284a", Wan22SaveModel: SAVE, Wan22LoadSaved: SAVE,
+  Wan22LoraConvert: SAVE, Wan22LoraMerge: SAVE, Wan22LoraExtract: SAVE, Wan22LoraGated: SAVE,
 };
-const NARROWEST = { Wan22StabilityMeter: 420, Wan22LoraAnalysis: 440, Wan22SaveModel: 460, Wan22ActionMasterInject: 380, Wan22LoadDualDiT: 400, Wan22LoraPair: 360 };
+const NARROWEST = {
+  Wan22StabilityMeter: 420, Wan22LoraAnalysis: 440, Wan22SaveModel: 460, Wan22ActionMasterInject: 380, Wan22LoadDualDiT: 400,
+  Wan22LoraPair: 360, Wan22LoraList: 420, Wan22MergeCheckpoints: 360, Wan22RecipeLoad: 420, Wan22RecipeSave: 360,
+  Wan22MergePreview: 380, Wan22LoraConvert: 380, Wan22LoraMerge: 380, Wan22LoraExtract: 380, Wan22LoraGated: 360,
+};
 
 function colourSockets() {
   for (const [type, colour] of Object.entries(SOCKETS)) {

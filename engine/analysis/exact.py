@@ -9,9 +9,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from ..bands import split
+from ..products import multiply
 from .layer import Layer, Stacked
 from .scratch import Scratch
 
@@ -30,14 +30,10 @@ class Exact:
 def products(stacked: torch.Tensor, spans: list[tuple[int, int]], out: torch.Tensor) -> torch.Tensor:
     """stacked @ stackedᵀ into `out`, (ranks, ranks) float32: only the upper triangle is computed, in steps of one LoRA.
 
-    stacked: (ranks, length). Returns `out`. oneDNN takes them where torch has it: MKL's float32 products run at half its speed on
-    AMD's processors (docs/log.md).
+    stacked: (ranks, length). Returns `out`.
     """
     for start, stop in spans:
-        if torch.backends.mkldnn.is_available():
-            found = F.linear(stacked[start:stop].to_mkldnn(), stacked[start:]).to_dense()
-        else:
-            found = stacked[start:stop] @ stacked[start:].t()
+        found = multiply(stacked[start:stop], stacked[start:])
         out[start:stop, start:] = found
         out[stop:, start:stop] = found[:, stop - start:].t()
     return out

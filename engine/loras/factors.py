@@ -5,11 +5,13 @@
 """
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 
 from ..errors import LoraError
+from ..products import multiply
 
 if TYPE_CHECKING:
     from .lora import LoraFile
@@ -26,20 +28,42 @@ class Factors:
     up: torch.Tensor
     down: torch.Tensor
 
+    @cached_property
+    def down_t(self) -> torch.Tensor:
+        """downᵀ, (in, rank), contiguous: what `multiply` takes."""
+        return self.down.t().contiguous()
+
+    @cached_property
+    def up_t(self) -> torch.Tensor:
+        """upᵀ, (rank, out), contiguous."""
+        return self.up.t().contiguous()
+
     def product(self, rows: tuple[int, int], columns: slice, out: torch.Tensor) -> None:
         """Write rows and columns of the delta into `out`."""
-        torch.mm(self.up[rows[0]:rows[1]], self.down[:, columns], out=out)
+        out.copy_(multiply(self.up[rows[0]:rows[1]], self.down_t[columns]))
+
+    def add_to(self, band: torch.Tensor, rows: tuple[int, int]) -> None:
+        """Add rows of the delta to `band`, (rows, in), IN PLACE."""
+        band.add_(multiply(self.up[rows[0]:rows[1]], self.down_t))
 
     def part(self, start: int, stop: int) -> "Factors":
         """The pairs at these positions along the rank, as views."""
-        return Factors(self.up[:, start:stop], self.down[start:stop])
+        found = Factors(self.up[:, start:stop], self.down[start:stop])
+        found.__dict__["up_t"] = self.up_t[start:stop]
+        return found
+
+    def strengthen(self, by: float) -> None:
+        """Multiply the delta by a number, IN PLACE: what this is a part of changes with it."""
+        self.up.mul_(by)
+        if "up_t" in self.__dict__:
+            self.up_t.mul_(by)
 
     def inner(self, other: "Factors") -> torch.Tensor:
         """Inner products of the full deltas of self and every single column-row pair of other: (other's rank,), float64 on the CPU.
 
         The small products run in float32, whose relative error here is about 1e-8, and are summed in float64.
         """
-        ups, downs = self.up.t() @ other.up, self.down @ other.down.t()
+        ups, downs = multiply(self.up_t, other.up_t), multiply(self.down, other.down)
         return (ups.to("cpu", torch.float64) * downs.to("cpu", torch.float64)).sum(0)
 
 

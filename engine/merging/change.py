@@ -59,7 +59,7 @@ class Change:
         """See `Alteration.add`."""
         flat = band.view(rows[1] - rows[0], self.columns)
         if self.joint is not None:
-            flat.addmm_(self.joint.up[rows[0]:rows[1]], self.joint.down)
+            self.joint.add_to(flat, rows)
             return BandEnergy(self._joint_gram(rows), (0,) * len(self.terms))
         return self._add_dense(flat, rows, scratch.view(-1))
 

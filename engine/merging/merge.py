@@ -49,7 +49,7 @@ def load_change(key: str, spec: TensorSpec, contributions: list[Contribution], d
         joint = _part(_side_by_side([term.factors for term in terms]), terms)
     for each in combined if joint is not None else ():
         for place, coefficient in zip(each.members, each.coefficients, strict=True):
-            terms[place].factors.up.mul_(coefficient)      # a view of the joint ones
+            terms[place].factors.strengthen(coefficient)   # views of the joint ones
     return Change(key, spec.shape, terms, joint, combined, rules.normalize)
 
 

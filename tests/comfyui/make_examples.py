@@ -22,7 +22,7 @@ from tiny_models import write_models  # noqa: E402
 TARGET = PACK / "example_workflows"
 # node id -> x, y, width; heights follow from what a node tells after a run
 PLACES = {LOAD: (0, 0, 420), LORA_1: (0, 330, 420), LORA_2: (0, 690, 420), INJECT: (480, 0, 420), METER: (960, 0, 460),
-          QUANTIZE: (1480, 0, 440), "8": (960, 640, 420), SAVE: (1480, 330, 440)}
+          QUANTIZE: (1480, 0, 440), "8": (960, 640, 420), "9": (1480, 0, 380), SAVE: (1480, 330, 440)}
 BELOW = 1020                                       # where the sampling row begins
 SAMPLING = {"20": (0, 0, 300), "21": (0, 200, 300), "22": (340, 0, 300), "23": (340, 200, 300),
             "32": (0, 400, 300), "33": (0, 560, 300), "24": (340, 320, 300), "34": (340, 500, 300), "25": (680, 0, 280),
@@ -36,6 +36,19 @@ LAY_OUT = """([places, note]) => { const graph = window.app.graph;
     said.pos = [0, -190]; said.setSize([900, 130]); said.widgets[0].value = note;
     return JSON.stringify({ ...graph.serialize(), extra: {} }); }"""
 SAVED = [node("Wan22LoadSaved", files=[SAVE, 0], expert=role, format="any") for role in ("high_noise", "low_noise")]
+PREVIEWS = [node("Wan22MergePreview", dit=[INJECT, 0], expert=role, saved_as="bf16", cache_gb=4.0, approximate=False, device="auto")
+            for role in ("high_noise", "low_noise")]
+
+
+def preview_job() -> dict:
+    """The merge, compared and sampled, without a file."""
+    graph = main_job() | text_to_video(*PREVIEWS)
+    graph["8"] = node("Wan22LoraAnalysis", dit=[INJECT, 0], experts="all")
+    graph["9"] = node("Wan22SplitStep", steps=4, shift=5.0, task="auto", boundary=0.875, scheduler="simple", dit=[INJECT, 0])
+    graph["26"]["inputs"]["end_at_step"] = graph["27"]["inputs"]["start_at_step"] = ["9", 0]
+    return {place: each for place, each in graph.items() if place not in {QUANTIZE, SAVE}}
+
+
 EXAMPLES = {
     "merge_two_loras_save_fp8": (main_job(), (
         "**Merge two LoRAs into both experts of Wan 2.2 and save them as scaled FP8.** Choose the two experts in Load and your "
@@ -48,6 +61,10 @@ EXAMPLES = {
         "**Merge, save, and sample the saved files in one run.** Load Saved takes the files of this very run, which Load Diffusion "
         "Model cannot. Needs the umt5 text encoder and the Wan 2.1 VAE. The four steps are for a Lightning LoRA; without one take "
         "20 steps and cfg 3.5.")),
+    "preview_before_saving": (preview_job(), (
+        "**Sample a merge before a byte is written.** Merge Preview gives each expert as a MODEL with the very weights that Save "
+        "would write in BF16; LoRA Analysis tells which LoRAs fight, Split Step at which step the experts change. Like it? Connect "
+        "Inject to Quantize and Save Model.")),
 }
 
 

@@ -7,6 +7,8 @@ from comfy_server import text_of
 from graphs import INJECT, LOAD, LORA_2, METER, QUANTIZE, SAVE, main_job, node, plain_loader, sampling
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny_models import TINY
+from wan22_master.engine.synthetic import write_lora
 
 FILES = ["my_mix_v1_t2v_high_noise_d128_fp8_scaled.safetensors", "my_mix_v1_t2v_low_noise_d128_fp8_scaled.safetensors"]
 COMPLAINTS = ("lora key not loaded", "unet unexpected", "unet missing", "left over keys", "missing keys")
@@ -164,7 +166,7 @@ def test_a_replaced_base_or_lora_is_noticed_though_its_name_is_the_same(clean):
     loras = clean.models("loras")
     kept = (loras / graphs.STYLE).read_bytes()
     try:
-        (loras / graphs.STYLE).write_bytes((loras / graphs.LIGHTNING).read_bytes())
+        write_lora(loras / graphs.STYLE, TINY, "kohya", "another")
         assert text_of(clean.run(main_job(plan_only=True)), METER) != text_of(outputs, METER)
     finally:
         (loras / graphs.STYLE).write_bytes(kept)

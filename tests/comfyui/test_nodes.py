@@ -8,14 +8,30 @@ from comfy_server import PACK
 # node -> inputs in the order of their widgets and sockets; saved widget values are positional
 INPUTS = {
     "Wan22LoadDualDiT": "high_noise low_noise allow_quantized_source",
-    "Wan22LoraPair": "lora_high lora_low strength_high strength_low enabled_high enabled_low method stack",
+    "Wan22LoraPair": "lora_high lora_low strength_high strength_low enabled_high enabled_low method stack blocks experts rs_lora "
+                     "protected",
     "Wan22ActionMasterInject": "dit method global_factor pass_name gate_distillation on_mismatch classic_novelty "
-                               "classic_sensitivity_new classic_sensitivity_refine classic_limit_new classic_limit_refine "
-                               "stack recipe",
+                               "classic_sensitivity_new classic_sensitivity_refine classic_limit_new classic_limit_refine stack "
+                               "recipe combine density gamma slerp_t drop_seed dense_density dense_mode blocks compat normalize "
+                               "strict strict_share allow_twice adaptive_known_over_chance adaptive_refine_energy "
+                               "adaptive_share_floor adaptive_share_ceiling adaptive_share_over_mean adaptive_new_over_mean "
+                               "adaptive_limit_new adaptive_limit_refine",
     "Wan22StabilityMeter": "dit experts on_volatile stable_below volatile_above top_k",
-    "Wan22Quantize": "model format activations experts more",
+    "Wan22Quantize": "model format activations experts more unsampled",
     "Wan22SaveModel": "job title version name custom_name folder subfolder on_exists metadata lora_names plan_only device",
     "Wan22LoadSaved": "files expert format",
+    "Wan22LoraList": "loras missing_half stack",
+    "Wan22ImportLoraStack": "lora_stack side missing_half stack",
+    "Wan22MergeCheckpoints": "a b method strength_high strength_low density drop_seed blocks c",
+    "Wan22RecipeLoad": "recipe text text_low without search_hashes dit",
+    "Wan22RecipeSave": "recipe name on_exists hashes dit",
+    "Wan22LoraAnalysis": "dit experts",
+    "Wan22MergePreview": "dit expert saved_as cache_gb approximate device model",
+    "Wan22SplitStep": "steps shift task boundary scheduler dit model sigmas",
+    "Wan22LoraConvert": "lora lora_low to halves name on_exists on_refused",
+    "Wan22LoraMerge": "stack global_factor method rank energy dtype name on_exists on_refused",
+    "Wan22LoraExtract": "tuned base rank energy layers vectors dtype name on_exists seed",
+    "Wan22LoraGated": "dit dtype name on_exists",
 }
 OUTPUTS = {
     "Wan22LoadDualDiT": "W22_DIT STRING",
@@ -25,6 +41,18 @@ OUTPUTS = {
     "Wan22Quantize": "W22_JOB STRING",
     "Wan22SaveModel": "W22_FILE STRING STRING STRING STRING",
     "Wan22LoadSaved": "MODEL",
+    "Wan22LoraList": "W22_LORA_STACK",
+    "Wan22ImportLoraStack": "W22_LORA_STACK",
+    "Wan22MergeCheckpoints": "W22_DIT STRING",
+    "Wan22RecipeLoad": "W22_RECIPE STRING",
+    "Wan22RecipeSave": "STRING STRING",
+    "Wan22LoraAnalysis": "IMAGE STRING W22_DIT",
+    "Wan22MergePreview": "MODEL STRING",
+    "Wan22SplitStep": "INT STRING",
+    "Wan22LoraConvert": "STRING STRING STRING",
+    "Wan22LoraMerge": "STRING STRING STRING",
+    "Wan22LoraExtract": "STRING STRING STRING",
+    "Wan22LoraGated": "STRING STRING",
 }
 
 
@@ -54,7 +82,7 @@ def test_every_input_and_output_has_a_tooltip_and_every_node_words_to_find_it_by
         assert [key for key, spec in inputs.items() if not spec[1].get("tooltip")] == [], name
         assert all(info["output_tooltips"]) and len(info["output_tooltips"]) == len(info["output"]), name
         assert info["description"] and len(info["search_aliases"]) > 3, name
-        assert re.fullmatch(r"Wan 2\.2 Master/[1245] (load|merge|quantize|save)", info["category"]), name
+        assert re.fullmatch(r"Wan 2\.2 Master/[12456] (load|merge|quantize|save|LoRA tools)", info["category"]), name
 
 
 def test_models_are_offered_and_the_first_high_noise_expert_is_the_default(comfy):
@@ -71,4 +99,4 @@ def test_save_offers_the_folder_people_expect_first_and_names_no_home(comfy):
 
 def test_scripts_are_served_once_each(comfy):
     served = [path for path in comfy.get("/extensions") if "wan22-master" in path]
-    assert sorted(path.rpartition("/")[2] for path in served) == ["index.js", "meter.js", "table.js", "view.js"]
+    assert sorted(path.rpartition("/")[2] for path in served) == sorted(path.name for path in (PACK / "web").glob("*.js"))
