@@ -21,11 +21,11 @@ from tiny_models import write_models  # noqa: E402
 
 TARGET = PACK / "example_workflows"
 # node id -> x, y, width; heights follow from what a node tells after a run
-PLACES = {LOAD: (0, 0, 420), LORA_1: (0, 330, 420), LORA_2: (0, 690, 420), INJECT: (480, 0, 420), METER: (960, 0, 460),
+PLACES = {LOAD: (0, 0, 420), LORA_1: (0, 330, 420), LORA_2: (0, 800, 420), INJECT: (480, 0, 420), METER: (960, 0, 460),
           QUANTIZE: (1480, 0, 440), "8": (960, 640, 420), "9": (1480, 0, 380), SAVE: (1480, 330, 440)}
-BELOW = 1020                                       # where the sampling row begins
-SAMPLING = {"20": (0, 0, 300), "21": (0, 200, 300), "22": (340, 0, 300), "23": (340, 200, 300),
-            "32": (0, 400, 300), "33": (0, 560, 300), "24": (340, 320, 300), "34": (340, 500, 300), "25": (680, 0, 280),
+BELOW = 1290                                       # where the sampling row begins
+SAMPLING = {"20": (0, 0, 300), "21": (0, 230, 300), "22": (340, 0, 300), "23": (340, 230, 300),
+            "32": (0, 470, 300), "33": (0, 650, 300), "24": (340, 370, 300), "34": (340, 560, 300), "25": (680, 0, 280),
             "26": (1000, 0, 300), "27": (1340, 0, 300), "35": (1680, 0, 260), "36": (1680, 100, 260), "37": (1680, 240, 260)}
 SAMPLING = {place: (x, y + BELOW, width) for place, (x, y, width) in SAMPLING.items()}
 LAY_OUT = """([places, note]) => { const graph = window.app.graph;
