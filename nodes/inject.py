@@ -9,15 +9,16 @@ from ..engine.errors import LoraError, RecipeError
 from ..engine.jobs.plan import plan_recipe
 from . import sockets
 from .handles import Dit, MergePass, Recipe
-from .inject_widgets import ADAPTIVE, OPTIONS, RULES, adaptive_inputs, option_inputs, options_of, rule_inputs, settings_of
+from .inject_widgets import ADAPTIVE, RULES, adaptive_inputs, option_inputs, options_of, rule_inputs, settings_of
 from .ledger_text import describe_plan, unused
 from .progress import stoppable
+from .recipe_handle import OPTIONS
 from .recipes import recipe_of, reports_folder
 from .widgets import check_within
 
 FACTORS = (0.0, 4.0)                               # as in the recipe
 CONSTANTS = (0.0, 100.0)                           # as in the recipe
-PREFIX = "classic_"                                # of the widgets; another method will bring constants of its own
+PREFIX = "classic_"                                # of the widgets, as ADAPTIVE is of adaptive's
 # Values of the original Action-Master engine, and what each does in its formulas.
 CLASSIC = {
     "novelty": (1.5, "a layer is new where the variance of its change is more than this many times that of the base."),

@@ -11,13 +11,12 @@ from ..engine.errors import RecipeError
 from ..engine.recipes import scope
 from ..engine.recipes.recipe_parts import COMBINES
 from .handles import NOTHING, Dit
-from .recipe_handle import text
+from .recipe_handle import OPTIONS, text
 from .widgets import check_within
 
 ADAPTIVE = "adaptive_"
 RULES = {"combine": "sum", "density": 1.0, "gamma": 0.01, "slerp_t": 0.5, "drop_seed": 0, "dense_density": 1.0,
          "dense_mode": "magnitude", "blocks": ""}
-OPTIONS = {"compat": "correct", "normalize": False, "strict": False, "strict_share": 0.01, "allow_twice": False}
 NAMES = {"slerp_t": "t", "drop_seed": "seed", "blocks": "scope"}   # widget -> field of the recipe, where they differ
 CONSTANTS = {
     "known_over_chance": (1.5, "a direction counts as known when the base uses it this many times more than chance would."),

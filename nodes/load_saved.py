@@ -5,6 +5,7 @@ import comfy.sd
 from comfy_api.latest import io
 
 from ..engine.errors import MergeError
+from ..quant.formats import FORMATS
 from . import freshness, sockets
 
 ANY = "any"
@@ -25,7 +26,7 @@ class Wan22LoadSaved(io.ComfyNode):
                 sockets.Files.Input("files", tooltip="What Save Model wrote."),
                 io.Combo.Input("expert", options=["auto", "high_noise", "low_noise"], default="auto",
                                tooltip="Which expert to load. auto: the only one there is."),
-                io.Combo.Input("format", options=[ANY, "float8_e4m3fn", "bf16", "fp16", "fp32"], default=ANY,
+                io.Combo.Input("format", options=[ANY, *FORMATS], default=ANY,
                                tooltip="Which format, where several Quantize nodes were chained. any: the first."),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="For ModelSamplingSD3, then a sampler.")],

@@ -1,21 +1,20 @@
 """The node that names one LoRA for both experts; chained, they make a stack."""
-import os
 
 from comfy_api.latest import io
 
 from ..engine.bases.roles import partner
-from ..engine.errors import LoraError, RecipeError
+from ..engine.errors import RecipeError
 from ..engine.loras.lora import open_lora
-from ..engine.loras.routing import CHOICES, route
+from ..engine.loras.routing import CHOICES
 from ..engine.recipes import scope
 from . import paths, sockets
 from .handles import Lora, LoraStack
+from .lora_files import NO_FILE, by_hand, choose_low, doubts
 from .widgets import check_within
 
 OF_PASS = "(of the pass)"
 STRENGTHS = (-100.0, 100.0)                        # as in the recipe and in LoraLoader of ComfyUI
 ANSWERS = {"auto": None, "yes": True, "no": False}
-NO_FILE = {paths.NONE, paths.AUTO_PAIR, paths.SAME_FILE}
 
 
 class Wan22LoraPair(io.ComfyNode):
@@ -102,49 +101,6 @@ def read_scope(blocks: str) -> tuple[tuple[str, float], ...]:
         return tuple(scope.parse(blocks).items())
     except ValueError as cause:
         raise RecipeError(f"lora pair: blocks: {cause}; correct it") from cause
-
-
-def choose_low(high: str | None, lora_low: str, *, needed: bool) -> str | None:
-    """Path for the low-noise expert. Raises LoraError when it is `needed`, and a LoRA that names its expert has no partner."""
-    if lora_low == paths.NONE:
-        return None
-    if lora_low not in NO_FILE:
-        return paths.lora_path(lora_low)
-    if high is None or lora_low == paths.SAME_FILE:
-        return high
-    found = partner(high)
-    if found and paths.inside("loras", found):
-        return found
-    with open_lora(high) as lora:
-        said = route(high, lora)
-    name = os.path.basename(high)
-    if said.expert == "ask":
-        raise LoraError(f"{name}: names both experts ({said.evidence}); choose lora_low by hand, or (same file), or experts")
-    if said.expert in {"both", "split"}:
-        return high
-    if needed:
-        raise LoraError(f"{name}: made for the {said.expert}_noise expert ({said.evidence}), and its partner is not beside it; "
-                        "choose lora_low by hand, or (none), or (same file)")
-    return None
-
-
-def by_hand(path: str | None, lora_low: str, experts: str) -> tuple[str | None, str | None]:
-    """(high, low) where one file goes on the experts that the user names. Raises LoraError when lora_low says something else."""
-    if lora_low != paths.AUTO_PAIR:
-        raise LoraError(f"lora pair: experts is {experts}, and lora_low names {lora_low}; set one of them to auto")
-    return (path if experts != "low" else None), (path if experts != "high" else None)
-
-
-def doubts(high: str | None, low: str | None) -> tuple[str, ...]:
-    """Why a file may sit on the wrong expert, by its own evidence. The same file on both is the user's word and no doubt."""
-    said = []
-    for path, role in ((high, "high_noise"), (low, "low_noise")):
-        if path and high != low:
-            with open_lora(path) as lora:
-                found = route(path, lora)
-            if found.expert in {"high", "low"} and f"{found.expert}_noise" != role:
-                said.append(f"{os.path.basename(path)}: is put on {role}, but made for {found.expert}_noise ({found.evidence})")
-    return tuple(said)
 
 
 def describe(lora: Lora, lora_low: str) -> str:

@@ -70,7 +70,7 @@ class Wan22MergePreview(io.ComfyNode):
             plan = plan_recipe(recipe_of(dit, device=device_for(device)), reports, should_stop=wish)
             preview = _preview(plan, expert, saved_as, int(cache_gb * 1e9))   # closes the plan, now or when nobody needs it
             with watched(cls.hidden.unique_id, "cpu", "stopped") as watch:
-                settle(plan, expert, reports=Path(reports_folder()), should_stop=watch.should_stop, on_progress=watch.on_progress)
+                settle(plan, expert, reports=reports, should_stop=watch.should_stop, on_progress=watch.on_progress)
             previewed = put_on(host, PreviewJob(preview, dit, expert))
         text = "\n".join(describe(preview, previewed))
         return io.NodeOutput(previewed, text, ui={"text": (text,)})

@@ -4,6 +4,7 @@ import comfy.model_patcher
 from comfy_api.latest import io
 
 from ..engine.errors import RecipeError
+from ..quant.formats import FORMATS, QUANTIZED
 from . import sockets
 from .bakeable import told
 from .handles import Job, Output
@@ -11,7 +12,7 @@ from .model_handle import AS_INTENDED, AS_SAMPLED, ModelDit
 from .model_source import model_name, open_model
 from .preview_adapter import preview_of
 
-FORMATS = ("float8_e4m3fn", "bf16", "fp16", "fp32")
+FIRST = next(iter(FORMATS))                        # what most people want, offered first
 ACTIVATIONS = {"fast, uncalibrated": "fast_uncalibrated", "16-bit": "16-bit"}
 ALL = "all"
 EXPERTS = (ALL, "high_noise", "low_noise")
@@ -33,7 +34,7 @@ class Wan22Quantize(io.ComfyNode):
                                    tooltip="The model to save, merged or not; or any Wan MODEL, with whatever LoRAs and merges of "
                                            "other nodes are on it."),
                 io.Combo.Input(
-                    "format", options=list(FORMATS), default=FORMATS[0],
+                    "format", options=list(FORMATS), default=FIRST,
                     tooltip="float8_e4m3fn: half the size of bf16, fast on RTX 40 and newer. bf16: a master, rounded once. fp16: "
                             "for cards without bf16. fp32: for merging further."),
                 io.Combo.Input(
@@ -104,7 +105,7 @@ def check_once(output: Output, earlier: tuple[Output, ...]) -> None:
 def describe(output: Output) -> str:
     """One format in words: experts, what happens to activations, whether this machine multiplies in it."""
     name = output.format if output.experts == ("model",) else f"{output.format} for {' and '.join(output.experts)}"
-    if output.format != FORMATS[0]:
+    if output.format not in QUANTIZED:
         return name
     if output.activations == "16-bit":
         return f"{name}, 16-bit activations: smaller, not faster"

@@ -4,7 +4,8 @@ import json
 
 from .handles import Lora, MergePass, Recipe
 
-OPTIONS = ("compat", "normalize", "strict", "strict_share", "allow_twice")
+# Options of the whole merge, with their defaults.
+OPTIONS = {"compat": "correct", "normalize": False, "strict": False, "strict_share": 0.01, "allow_twice": False}
 OWN = ("name", "method", "global_factor", "gate_distillation")
 
 

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..engine.errors import MergeError, Stopped
 from ..engine.recipes import recipe_edit, recipe_text, relink
 from . import paths, recipe_files, sockets
-from .lora_pair import doubts
+from .lora_files import doubts
 from .progress import stoppable
 from .recipe_handle import handle_of
 

@@ -73,9 +73,9 @@ def test_strict_refuses_a_lora_of_which_much_is_lost(comfy):
     assert "strict" in strict and lora.name in strict
 
 
-def test_checkpoints_are_mixed_and_saved(comfy):
+def test_checkpoints_are_mixed_and_saved(clean):
     for role in ("high", "low"):
-        write_model(comfy.models() / f"tuned_{role}_noise.safetensors", TINY, f"tuned {role}")
+        write_model(clean.models() / f"tuned_{role}_noise.safetensors", TINY, f"tuned {role}")
     graph = {
         "1": node("Wan22LoadDualDiT", high_noise=HIGH, low_noise=LOW, allow_quantized_source=False),
         "2": node("Wan22LoadDualDiT", high_noise="tuned_high_noise.safetensors", low_noise="(auto pair)",
@@ -84,13 +84,13 @@ def test_checkpoints_are_mixed_and_saved(comfy):
                   density=1.0, drop_seed=0, blocks=""),
         QUANTIZE: quantize(["4", 0], "fp32"), SAVE: save([QUANTIZE, 0], title="mixed"),
     }
-    outputs = comfy.run(graph)
+    outputs = clean.run(graph)
     assert "high_noise: weighted_sum of tuned_high_noise.safetensors at 0.25\nlow_noise: " in text_of(outputs, "4")
     for name, other, share in ((HIGH, "tuned_high_noise.safetensors", 0.25), (LOW, "tuned_low_noise.safetensors", 0.5)):
-        [path] = comfy.models().glob(f"mixed*{'high' if name == HIGH else 'low'}*")
-        found, a, b = (load_file(each) for each in (path, comfy.models() / name, comfy.models() / other))
+        [path] = clean.models().glob(f"mixed*{'high' if name == HIGH else 'low'}*")
+        found, a, b = (load_file(each) for each in (path, clean.models() / name, clean.models() / other))
         for key in a:
             wanted = a[key].double() + share * (b[key].double() - a[key].double())
             assert (found[key].double() - wanted).abs().max() <= 2**-23 * wanted.abs().max(), key   # two float32 operations
     wrong = graph | {"4": node("Wan22MergeCheckpoints", **(graph["4"]["inputs"] | {"method": "ties"}))}
-    assert "c is not connected" in comfy.fail(wrong)
+    assert "c is not connected" in clean.fail(wrong)

@@ -48,3 +48,13 @@ def test_options_of_a_chain_add_up_and_compat_must_agree(widgets):
     with pytest.raises(RecipeError, match="compat is comfyui, but correct in the Inject before it"):
         widgets.options_of(dit(first, (1,)), widgets.OPTIONS | {"compat": "comfyui"})
     assert json.loads(widgets.options_of(dit(), widgets.OPTIONS | {"compat": "comfyui"}))["compat"] == "comfyui"
+
+
+def test_defaults_of_the_widgets_are_those_of_the_recipe(widgets):
+    [each] = parse({"version": 1, "title": "t", "experts": {"model": "m"}, "passes": [{"loras": []}]}).passes
+    said = json.loads(widgets.settings_of(widgets.RULES, {}))
+    assert said.pop("adaptive") == {} and {name: getattr(each, name) for name in said} == said
+    told = {name: value for name, (value, _) in widgets.CONSTANTS.items()}
+    constants = {name: value for name, value in vars(each.adaptive).items() if name != "negligible"}
+    recipe = parse({"version": 1, "title": "t", "experts": {"model": "m"}})
+    assert told == constants and {name: getattr(recipe, name) for name in widgets.OPTIONS} == widgets.OPTIONS
