@@ -20,7 +20,8 @@ TILE_ROWS = 128
 BAND_ELEMENTS = 655_360                            # 128 rows of Wan's width 5120
 MOST_THREADS = 8                                   # beyond it the disk decides, and each one costs two tiles of memory
 T = TypeVar("T")
-Rows = tuple[int, int]
+TILE_COLUMNS = 1280                                # 128 rows of it are 0.66 MB: a tile of a delta stays in a core's L2 cache
+Rows = tuple[int, int]                             # (first, stop) of a band
 
 
 def band_rows(shape: tuple[int, ...]) -> int:

@@ -32,20 +32,24 @@ def full_float32() -> Iterator[None]:
     """Multiply float32 as float32 inside, whatever the host program chose.
 
     torch >= 2.9 has `fp32_precision` for the GPU and for the CPU's oneDNN; `set_float32_matmul_precision` sets both, and oneDNN
-    then takes bfloat16 where the processor has it. Asking the GPU's older name there raises once the two were mixed.
+    then takes bfloat16 where the processor has it. Asking an older name there raises once the two were mixed. Before 2.9 that
+    one choice is all there is (aten/src/ATen/Context.cpp): `allow_tf32` is a view of it, which cannot put "medium" back.
     """
-    places = (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None))
-    settings = [(place, "fp32_precision", "ieee") for place in places if hasattr(place, "fp32_precision")]
-    if not hasattr(places[0], "fp32_precision"):
-        settings.append((places[0], "allow_tf32", False))
-    before = [getattr(place, name) for place, name, _ in settings]
+    both = (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None))
+    places = [place for place in both if hasattr(place, "fp32_precision")]
+    before = [place.fp32_precision for place in places]
+    older = None if places else torch.get_float32_matmul_precision()
     try:
-        for place, name, exact in settings:
-            setattr(place, name, exact)
+        for place in places:
+            place.fp32_precision = "ieee"
+        if older is not None:
+            torch.set_float32_matmul_precision("highest")
         yield
     finally:
-        for (place, name, _), value in zip(settings, before, strict=True):
-            setattr(place, name, value)
+        for place, value in zip(places, before, strict=True):
+            place.fp32_precision = value
+        if older is not None:
+            torch.set_float32_matmul_precision(older)
 
 
 def _numbers() -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,7 +15,9 @@ from contextlib import contextmanager
 import torch
 
 # ComfyUI knows these by type and answers by freeing models, so they must stay what they are.
-DEVICE_ERRORS = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))
+# torch 2.4 has the first one in torch.cuda alone, and AcceleratorError came later.
+OUT_OF_MEMORY = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
+DEVICE_ERRORS = (OUT_OF_MEMORY, getattr(torch, "AcceleratorError", OUT_OF_MEMORY))
 
 
 class MergeError(Exception):

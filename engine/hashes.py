@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from .system import hash_file, write_json
+from .system import hash_file, read_json, write_json
 
 NAME = "hashes.json"
 LARGEST = 1 << 20                                  # bytes of a sidecar
@@ -16,13 +16,8 @@ class HashCache:
 
     def __init__(self, folder: Path | None):
         self.path = None if folder is None else Path(folder) / NAME
-        self.known: dict[str, list] = {}
-        if self.path is not None and self.path.exists():
-            try:
-                found = json.loads(self.path.read_text(encoding="utf-8"))
-            except ValueError:
-                found = None                       # a cache: what is unreadable is computed again
-            self.known = found if isinstance(found, dict) else {}
+        found = None if self.path is None else read_json(self.path)
+        self.known: dict[str, list] = found if isinstance(found, dict) else {}
 
     def sha256(self, path: str, tick: Callable[[], None] = bool) -> str:
         """Hash of the whole file; reads it unless it was read before. `tick` is called every 4 MiB and may raise to stop."""

@@ -9,6 +9,8 @@ from functools import cache
 
 import torch
 
+from .device import full_float32
+
 
 def multiply(left: torch.Tensor, right_t: torch.Tensor) -> torch.Tensor:
     """left @ right_tᵀ, a new tensor.
@@ -28,7 +30,8 @@ def _linear() -> Callable | None:
     left, right_t = (torch.randn(rows, 64, generator=random) for rows in (128, 320))
     try:
         operator = torch.ops.mkldnn._linear_pointwise
-        first, again = (operator(left, right_t, None, "none", [], "") for _ in range(2))
+        with full_float32():                       # judged, and kept for good, as the merges will use it
+            first, again = (operator(left, right_t, None, "none", [], "") for _ in range(2))
     except (AttributeError, RuntimeError, TypeError):
         return None                                # another torch: its own product is as right
     exact = left.double() @ right_t.double().t()

@@ -4,13 +4,14 @@ from math import prod
 
 import torch
 
-# Names as in the safetensors format (source: huggingface/safetensors, safetensors/src/tensor.rs, enum Dtype).
-DTYPES = {
-    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8,
-    "F8_E5M2": torch.float8_e5m2, "F8_E4M3": torch.float8_e4m3fn, "F8_E8M0": torch.float8_e8m0fnu,
-    "I16": torch.int16, "U16": torch.uint16, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I32": torch.int32, "U32": torch.uint32, "F32": torch.float32, "F64": torch.float64, "I64": torch.int64, "U64": torch.uint64,
+# Names as in the safetensors format (source: huggingface/safetensors, safetensors/src/tensor.rs, enum Dtype), and torch's for them.
+TORCH_NAMES = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "F8_E5M2": "float8_e5m2", "F8_E4M3": "float8_e4m3fn", "F8_E8M0": "float8_e8m0fnu",
+    "I16": "int16", "U16": "uint16", "F16": "float16", "BF16": "bfloat16",
+    "I32": "int32", "U32": "uint32", "F32": "float32", "F64": "float64", "I64": "int64", "U64": "uint64",
 }
+# A torch without one of them (float8_e8m0fnu came with 2.7) cannot read a file that holds it; header.py says so.
+DTYPES = {name: getattr(torch, each) for name, each in TORCH_NAMES.items() if hasattr(torch, each)}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 

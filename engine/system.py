@@ -16,7 +16,7 @@ from .errors import PlanError
 from .open_file import ReadFile, WriteFile, naming, open_read, open_write
 
 __all__ = ["ReadFile", "WriteFile", "free_bytes", "hash_file", "legal_name", "naming", "next_free", "open_read", "open_write",
-           "processors", "replace", "sync_folder", "write_json"]
+           "processors", "read_json", "replace", "sync_folder", "write_json"]
 
 HELD = {5, 32, 1224}  # winerror (Microsoft, System Error Codes): access denied, sharing violation, user-mapped section open
 WAITS = (0.1, 0.2, 0.4, 0.6, 0.7)  # seconds between tries: a virus scanner lets go of a new file within two seconds
@@ -91,6 +91,14 @@ def write_json(path: str | os.PathLike, value: object) -> None:
         file.sync()
     with naming(path, "put in place", "check the rights of the folder"):
         _replace_patiently(fresh, path)
+
+
+def read_json(path: str | os.PathLike) -> object | None:
+    """What `write_json` wrote; None when the file is absent, unreadable or damaged. For what can be found out again, only."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def processors() -> int:

@@ -2,5 +2,6 @@
 
     layer.py      the deltas of one tensor, side by side          exact.py     norms, inner products, overlap, from factors
     sampled.py    sign conflict on seeded rows                     estimate.py  excess conflict over many layers, with its error
-    section.py    the "conflicts" section of the report            base_norms.py, run.py   ‖W‖ where known; all layers of a plan
+    section.py    the "conflicts" section of the report            shift.py    in units of ‖W‖, where that is known
+    run.py        all layers of a plan
 """

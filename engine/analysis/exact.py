@@ -10,12 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ..bands import split
+from ..bands import TILE_COLUMNS, split
 from ..products import multiply
 from .layer import Layer, Stacked
 from .scratch import Scratch
-
-TILE_COLUMNS = 1280                                # as merge.py: a tile of every delta stays in the cache
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..bands import Rows
 from ..loras.delta import Delta, flat_shape
 from ..merging.contribution import Contribution
 from ..specs import TensorSpec
@@ -13,7 +14,6 @@ from .scratch import Scratch
 
 CPU = torch.device("cpu")
 UNKNOWABLE = {"base": "depends on the weights of the base", "transform": "depends on what is merged before it"}
-Rows = tuple[int, int]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..bands import Workers
 from ..device import full_float32
 from ..jobs import report
+from ..jobs.base_norms import recall_norms
 from ..jobs.experts import ExpertPlan
 from ..jobs.plan import Plan
 from ..jobs.targets import RECORD as VERSION
@@ -16,7 +17,6 @@ from ..precision import block_of
 from ..progress import Clock, Progress, silent
 from ..system import naming, processors, write_json
 from . import shift
-from .base_norms import recall_norms
 from .compare import compare
 from .scratch import Scratch
 from .section import METHOD, Found, Lora, tell

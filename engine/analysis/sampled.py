@@ -13,18 +13,18 @@ from .exact import chance
 from .layer import Layer, Stacked
 from .scratch import Scratch
 
-ROWS = 64
+ROWS, SEED = 64, 0                                 # another seed is another METHOD (section.py): analyses are kept
 # Sums over rows, with d = s - chance: of w, w s, w d, w², w² d, w² d².
 SUMS = ("w", "ws", "wd", "ww", "wwd", "wwdd")
 
 
-def rows_of(key: str, total: int, count: int = ROWS, seed: int = 0) -> list[int]:
-    """Up to `count` different row numbers of a tensor, ascending; the same for the same key and size, everywhere."""
-    if total <= count:
+def rows_of(key: str, total: int) -> list[int]:
+    """Up to ROWS different row numbers of a tensor, ascending; the same for the same key and size, everywhere."""
+    if total <= ROWS:
         return list(range(total))
     found, number = set(), 0
-    while len(found) < count:
-        digest = hashlib.sha256(f"conflict|{seed}|{key}|{number}".encode()).digest()
+    while len(found) < ROWS:
+        digest = hashlib.sha256(f"conflict|{SEED}|{key}|{number}".encode()).digest()
         found.add(int.from_bytes(digest[:8], "little") % total)
         number += 1
     return sorted(found)

@@ -2,34 +2,27 @@
 
     weighted_sum    a + s (b - a)
     add_difference  a + s (b - c)
-    slerp           sin((1-s) w)/sin w a + sin(s w)/sin w b,  w the angle between a and b as whole tensors (combine/linear.py)
+    slerp           sin((1-s) w)/sin w a + sin(s w)/sin w b,  w the angle between a and b as whole tensors
+                    (merging/combine/linear.py)
     ties            a + s trim(b - c): its int(density n) largest elements; with one difference no sign is left to elect
-    dare            a + s drop(b - c): each element kept by a seeded coin, divided by density (combine/dare.py)
+    dare            a + s drop(b - c): each element kept by a seeded coin, divided by density (merging/combine/dare.py)
 float32 throughout; the one rounding is the output's. s = strength of the expert * scope of the tensor. What b or c does not hold in
 the same shape stays as in a, and is listed.
 """
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from ..bands import Rows, split
+from ..bands import Rows
 from ..bases.source import Source, open_source
 from ..merging.combine.dare import coin_key, coins
-from ..merging.combine.linear import slerp_coefficients
-from ..merging.combine.select import Cut, Search, as_matrix
+from ..merging.combine.select import Cut, as_matrix
 from ..recipes.recipe_parts import Mix
 from ..recipes.scope import factor
 from ..specs import TensorSpec
-
-
-@dataclass(frozen=True)
-class Whole:
-    """What had to be seen of whole tensors before the first band could be mixed."""
-
-    cut: Cut | None = None
-    weights: tuple[float, float] | None = None
+from .unlike import told, unlike
+from .whole import Whole, angle, search
 
 
 class MixedSource:
@@ -42,7 +35,7 @@ class MixedSource:
         self.lossy = next((source.lossy for source in (base, *others) if source.lossy), None)
         self._specs = {key: base.spec(key) for key in list(base.keys())}
         self.extra = {source.name: [key for key in list(source.keys()) if key not in self._specs] for source in others}
-        self.kept = _unlike(self._specs, others)
+        self.kept = unlike(self._specs, others)
         self._wholes: dict[str, Whole] = {}
         self._lock, self._local = threading.Lock(), threading.local()
 
@@ -78,17 +71,8 @@ class MixedSource:
         self.close()
 
     def notices(self) -> list[str]:
-        """What stays as in the base, with its share of the elements; and tensors of the others that the base does not have."""
-        total, said = sum(spec.numel for spec in self._specs.values()), []
-        for why in dict.fromkeys(self.kept.values()):
-            keys = [key for key, each in self.kept.items() if each == why]
-            share = sum(self._specs[key].numel for key in keys) / total
-            named = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-            said.append(f"{self.name}: {len(keys)} tensors ({share:.2%} of the weights) stay as they are, {why}: {named}")
-        for name, keys in self.extra.items():
-            if keys:
-                said.append(f"{name}: {len(keys)} tensors are not in {self.name} and are not used: {', '.join(keys[:3])}")
-        return said
+        """What of each checkpoint is not mixed, in words."""
+        return told(self.name, self._specs, self.kept, self.extra)
 
     def read(self, key: str, rows: Rows | None = None, out: torch.Tensor | None = None) -> torch.Tensor:
         """As `StoredTensors.read`: rows of the mixed tensor, float32."""
@@ -140,51 +124,22 @@ class MixedSource:
             return Whole()
         with self._lock:
             if key not in self._wholes:
-                self._wholes = {key: self._search(key) if needs_cut else self._angle(key, strength)}
+                spec = self._specs[key]
+                found = search(spec, self.mix.density, partial(self._change, key)) if needs_cut else \
+                    angle(spec, strength, partial(self._both, key))
+                self._wholes = {key: found}
             return self._wholes[key]
 
-    def _search(self, key: str) -> Whole:
-        """The cut of the largest elements of b - c; b and c alone are read, at most four times."""
-        spec = self._specs[key]
-        shape = tuple(as_matrix(torch.empty(spec.shape, device="meta")).shape)
-        search = Search(int(self.mix.density * spec.numel), shape)
-        while search.cut is None:
-            self._each_band(key, lambda rows, flat: search.look(flat, rows, slice(0, shape[1])))
-            search.narrow()
-        return Whole(cut=search.cut)
+    def _change(self, key: str, rows: Rows, shape: torch.Size) -> torch.Tensor:
+        """b - c."""
+        return self._other(0, key, rows, shape).sub_(self._other(1, key, rows, shape))
 
-    def _each_band(self, key: str, look: Callable[[Rows, torch.Tensor], None]) -> None:
-        """Show b - c, band by band."""
-        spec = self._specs[key]
-        for rows in split(spec.shape):
-            count = rows[1] - rows[0]
-            shape = torch.Size((count, spec.numel // max(1, spec.shape[0]) if spec.shape else 1))
-            look(rows, self._other(0, key, rows, shape).sub_(self._other(1, key, rows, shape)))
-
-    def _angle(self, key: str, t: float) -> Whole:
-        """Weights of a and b: their Gram matrix in float64, band by band in order."""
-        spec, gram = self._specs[key], torch.zeros(2, 2, dtype=torch.float64)
-        for rows in split(spec.shape):
-            one = as_matrix(self.base.read(key, rows if spec.shape else None))
-            both = torch.stack([one.reshape(-1), self._other(0, key, rows, one.shape).reshape(-1)]).double()
-            gram += both @ both.t()
-        return Whole(weights=tuple(slerp_coefficients(gram, t)))
+    def _both(self, key: str, rows: Rows, shape: torch.Size) -> tuple[torch.Tensor, torch.Tensor]:
+        """a and b."""
+        return as_matrix(self.base.read(key, rows if self._specs[key].shape else None)), self._other(0, key, rows, shape)
 
     def _read_from(self, key: str) -> list[Source]:
         return [self.base] if key in self.kept else [self.base, *self.others]
-
-
-def _unlike(specs: dict[str, TensorSpec], others: list[Source]) -> dict[str, str]:
-    """Tensors that cannot be mixed, with the reason; all checkpoints hold the rest in one shape."""
-    found: dict[str, str] = {}
-    for source in others:
-        theirs = {key: source.spec(key).shape for key in list(source.keys())}
-        for key, spec in specs.items():
-            if key not in theirs:
-                found.setdefault(key, f"not in {source.name}")
-            elif theirs[key] != spec.shape:
-                found.setdefault(key, f"of another shape in {source.name}")
-    return found
 
 
 def open_mixed(base: Source, mix: Mix, role: str, *, allow_lossy: bool) -> MixedSource:

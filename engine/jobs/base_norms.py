@@ -3,9 +3,9 @@ import hashlib
 import json
 from pathlib import Path
 
-from ..jobs.targets import RECORD as VERSION
-from ..jobs.targets import recall
 from ..system import write_json
+from .targets import RECORD as VERSION
+from .targets import recall
 
 
 def _path(reports: Path, source) -> Path:

@@ -12,7 +12,7 @@ from .job import PART
 from .targets import reserved_bytes
 
 READ_RATE = 0.6e9                                  # bytes/s of BF16 in, FP8 out, cold, on two cores (docs/log.md, Speed)
-GEMM_RATE = 1.9e11                                 # float32 operations/s of two cores (docs/log.md, Speed)
+GEMM_RATE = 3.4e11                                 # float32 operations/s of two cores, 135 to 216e9 a core (docs/log.md, Products)
 SEEN_RATE = 6e7                                    # elements/s of two cores that are ranked, thinned or voted on (docs/log.md)
 FLOOR = 300e6                                      # threads' tiles, LoRA factors of a layer, the writer's dirty stretch
 ROUNDS = {"ties": 3, "breadcrumbs": 5, "dare_ties": 1, "slerp": 1, "orthogonal": 1}   # two digits of each rank, and the result

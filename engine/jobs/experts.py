@@ -7,7 +7,8 @@ from .. import precision
 from ..loras import energies
 from ..loras.alpha import METADATA, SIBLING
 from ..loras.dialects import Index
-from ..loras.ledger import Ledger, match, match_comfyui
+from ..loras.ledger import Ledger, match
+from ..loras.ledger_comfyui import match_comfyui
 from ..loras.lora import LoraFile
 from ..merging import combine
 from ..merging.contribution import Contribution, PassRule, Rules

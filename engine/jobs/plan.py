@@ -7,7 +7,7 @@ from ..bases.roles import check_pair
 from ..bases.source import Source, open_source
 from ..bases.variant import detect
 from ..checkpoints import open_mixed
-from ..device import Device, choose
+from ..device import Device, choose, full_float32
 from ..errors import PlanError, SourceError, Stopped
 from ..hashes import HashCache
 from ..loras.lora import LoraFile, open_lora
@@ -67,8 +67,9 @@ def plan_recipe(recipe: Recipe, reports: Path, *, check_space: bool = True, shou
         check_twice(plan.recipe, sha256, {role: source.metadata for role, (source, _) in bases.items()})
         plan.experts = [plan_expert(role, *base, plan.recipe, loras, sha256) for role, base in bases.items()]
         _check_experts(plan)
-        for expert in plan.experts:
-            weigh(expert, reports, recipe.strict_share if recipe.strict else None, tick)
+        with full_float32():                       # energies are kept, and read again by a host of another choice
+            for expert in plan.experts:
+                weigh(expert, reports, recipe.strict_share if recipe.strict else None, tick)
         known = {path: found for path in recipe.experts.values() if (found := cache.known_sha256(path))}
         _plan_outputs(plan, sha256, known, reports)
         plan.notices = list(dict.fromkeys(plan.notices))

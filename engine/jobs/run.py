@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from ..analysis import base_norms
 from ..bands import Workers
 from ..device import full_float32
 from ..errors import PlanError
@@ -16,8 +15,8 @@ from ..progress import Clock, Progress, silent
 from ..recipes.embedded import cut
 from ..recipes.recipe import Recipe, parse
 from ..system import naming
+from . import base_norms, report
 from . import job as jobs
-from . import report
 from .carry import Ride, carry_all, stored_bytes
 from .experts import ExpertPlan
 from .file_plan import OutputPlan
@@ -29,12 +28,7 @@ ShouldStop = Callable[[], bool]
 OnProgress = Callable[[Progress], None]
 
 
-def never() -> bool:
-    """Nobody wants to stop."""
-    return False
-
-
-def run(plan: Plan, *, reports: Path, should_stop: ShouldStop = never, on_progress: OnProgress = silent) -> dict:
+def run(plan: Plan, *, reports: Path, should_stop: ShouldStop = bool, on_progress: OnProgress = silent) -> dict:
     """Write every output of `plan` that is not finished yet, and return the report.
 
     reports: folder for the report and the record of finished files. should_stop is asked before every band; when it says yes,
@@ -68,7 +62,7 @@ def _catch_up(expert: ExpertPlan, out: OutputPlan, reports: Path) -> None:
         job.discard()
 
 
-def measure(plan: Plan, *, reports: Path, should_stop: ShouldStop = never, on_progress: OnProgress = silent) -> dict:
+def measure(plan: Plan, *, reports: Path, should_stop: ShouldStop = bool, on_progress: OnProgress = silent) -> dict:
     """The stability meter's reading of every expert: the line without outputs, kept by content so that a base is read once."""
     wanted = {expert.role: [key for key in expert.order if key in expert.block_linears or key in expert.contributions]
               for expert in plan.experts}
@@ -90,7 +84,7 @@ def measure(plan: Plan, *, reports: Path, should_stop: ShouldStop = never, on_pr
     return report.assemble(plan, told)
 
 
-def resume(path: str, *, reports: Path | None = None, should_stop: ShouldStop = never, on_progress: OnProgress = silent) -> dict:
+def resume(path: str, *, reports: Path | None = None, should_stop: ShouldStop = bool, on_progress: OnProgress = silent) -> dict:
     """Go on with one unfinished file, from its `.part` or `.job.json` alone, also where both were moved to. Returns the report.
 
     reports: None means the folder that the job was begun with. Raises PlanError when there is no such job.

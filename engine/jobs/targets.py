@@ -1,5 +1,4 @@
 """Where the files go: names that are free, finished, or ours to resume; and whether the disk holds them."""
-import json
 import os
 import re
 from collections import defaultdict
@@ -7,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import PlanError
-from ..system import free_bytes
+from ..system import free_bytes, read_json
 from . import job as jobs
 
 MOST = 999                                         # numbered names tried before giving up
@@ -40,10 +39,7 @@ def is_done(reports: Path, job_id: str, path: str) -> bool:
 def recall(path: Path) -> dict | None:
     """JSON object that this pack wrote; None when it is absent, damaged or of another kind: what it told is then found out
     again."""
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    said = read_json(path)
     return said if isinstance(said, dict) and said.get("version") == RECORD else None
 
 

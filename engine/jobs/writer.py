@@ -1,8 +1,8 @@
 """One output file while it is written: planned offsets, `.part`, a running hash, and a record of what is safely on disk.
 
 Bands are written by the threads that made them, the hash follows in file order on the main thread. Every 256 MB one background
-thread
-syncs the data and only then enters the finished keys into the job file: no wait, and no STOP, is longer than one such stretch.
+thread syncs the data and only then enters the finished keys into the job file: no wait, and no STOP, is longer than one such
+stretch.
 """
 import hashlib
 import os

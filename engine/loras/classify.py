@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 from ..bases.names import to_native
 from ..bases.prefixes import DIFFUSERS, take_apart
 from ..bases.variant import WIDTHS
-from .dialects import IMAGE_BRANCH, split
+from .dialects import BLOCK, IMAGE_BRANCH, split
 from .file_dialect import TEXT_ENCODER
 from .strangers import patch_channels, stranger
 
 if TYPE_CHECKING:
     from .lora import LoraFile
 
-# Numbers per rank of a LoRA on every block linear: Σ (in + out) over the layers of each family (Wan2.2 configs; reference §0.10).
+# Numbers per rank of a LoRA on every block linear: Σ (in + out) over the layers of each family (Wan 2.2, wan/configs).
 # A14B: 40 * (8 * (5120 + 5120) + 2 * (5120 + 13824)) = 4,792,320; the 2.1 image branch adds 40 * 2 * 10240.
 PER_RANK = {"14B": 4_792_320, "14B with image branch": 5_611_520, "5B": 2_519_040, "1.3B": 1_367_040}
 KINDS = (("loha", "hada_"), ("lokr", "lokr_"), ("oft", "oft_"), ("dora", "dora_scale"), ("dora", "lora_magnitude_vector"),
@@ -25,7 +25,6 @@ KINDS = (("loha", "hada_"), ("lokr", "lokr_"), ("oft", "oft_"), ("dora", "dora_s
          ("diff_b", ".diff_b"), ("diff", ".diff"), ("norm", "w_norm"), ("bias", ".bias"), ("lora", "lora"))
 DOWN = re.compile(r"(?:lora_A(?:\.default)?\.weight|lora_A|lora_down\.weight|lora\.down\.weight)$")
 UP = re.compile(r"(?:lora_B(?:\.default)?\.weight|lora_B|lora_up\.weight|lora\.up\.weight)$")
-BLOCK = re.compile(r"(?:^|[._])blocks[._](\d+)[._]")
 
 
 def classify(lora: "LoraFile") -> dict:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..bands import Rows
 from .factors import Factors, read_difference
 
 if TYPE_CHECKING:
     from .lora import LoraFile
 
-Rows = tuple[int, int]
 
 
 class Delta:

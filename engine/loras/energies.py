@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import LoraError
-from ..system import write_json
+from ..system import read_json, write_json
 from .adapters import energy
 from .causes import BESIDE
 from .ledger import Group, Ledger
@@ -31,14 +31,9 @@ class EnergyCache:
         said = [VERSION, sha256, {name: asdict(each) for name, each in lora.adapters.items()}]
         content = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
         self.path = None if folder is None else Path(folder) / f"energy-{content}.json"
-        self.known: dict[str, float | None] = {}
+        found = None if self.path is None else read_json(self.path)
+        self.known: dict[str, float | None] = found if isinstance(found, dict) else {}
         self.is_changed = False
-        if self.path is not None and self.path.exists():
-            try:
-                found = json.loads(self.path.read_text(encoding="utf-8"))
-            except ValueError:
-                found = None                       # a cache: what is unreadable is computed again
-            self.known = found if isinstance(found, dict) else {}
 
     def of(self, lora: "LoraFile", parts: dict[str, str]) -> float | None:
         """Energy of the parts of one module; None where the file alone cannot tell."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from ..bases.prefixes import HIGH, LOW
 from ..errors import LoraError
 from .adapters import build
-from .adapters.comfy_keys import lay_out
 from .causes import cause_of
 from .dialects import Index, Place, split
 from .modules import UNSCALED, Diff, Module, Pair, Refused
@@ -89,7 +88,7 @@ def match(lora: "LoraFile", index: Index, role: str | None = None, *, rs_lora: b
                         "experts, or split it into a file for each")
     ledger, channels = Ledger(), index.specs.get("patch_embedding.weight")
     reason = stranger(lora.specs, channels.shape[1] if channels and len(channels.shape) > 1 else None)
-    for module, parts in _grouped(lora, ledger).items():
+    for module, parts in grouped(lora, ledger).items():
         place = None if reason else _place(lora, index, module)
         if reason or place is None:
             ledger.refuse(parts, reason or index.why_not(module))
@@ -99,28 +98,12 @@ def match(lora: "LoraFile", index: Index, role: str | None = None, *, rs_lora: b
         else:
             _lay(ledger, place, parts, build(lora, place.layer, parts, index, rs_lora=rs_lora))
     if not ledger.applied:
-        raise LoraError(_nothing(lora, ledger, role))
+        raise LoraError(nothing(lora, ledger, role))
     return ledger
 
 
-def match_comfyui(lora: "LoraFile", index: Index) -> Ledger:
-    """The ledger of what ComfyUI 0.33 itself would apply of a LoRA, and of what it would pass over. Raises LoraError as `match`."""
-    ledger = Ledger()
-    ledger.applied, ledger.refused = lay_out(lora, index)
-    reasons = {each.key: each.reason for each in ledger.refused}
-    for parts in _grouped(lora, Ledger()).values():
-        kept = {part: key for part, key in parts.items() if key not in reasons}
-        left = {part: key for part, key in parts.items() if key in reasons}
-        ledger.groups += [Group("applied", kept)] if kept else []
-        ledger.groups += [Group("refused", left, cause_of(reasons[next(iter(left.values()))]))] if left else []
-    ledger.groups += [Group("refused", {key: key}, cause_of(why)) for key, why in reasons.items() if split(key) is None]
-    if not ledger.applied:
-        raise LoraError(_nothing(lora, ledger, None))
-    return ledger
-
-
-def _grouped(lora: "LoraFile", ledger: Ledger) -> dict[str, dict[str, str]]:
-    """Module name -> part -> key; what is no key of a LoRA is refused at once."""
+def grouped(lora: "LoraFile", ledger: Ledger) -> dict[str, dict[str, str]]:
+    """Module name -> part -> key, in file order; what is no key of a LoRA is refused at once, in `ledger`."""
     modules: dict[str, dict[str, str]] = {}
     for key in lora.specs:
         found = split(key)
@@ -159,7 +142,8 @@ def _lay(ledger: Ledger, place: Place, parts: dict[str, str], results: list[tupl
         ledger.groups.append(Group("converted" if place.is_converted else "applied", used))
 
 
-def _nothing(lora: "LoraFile", ledger: Ledger, role: str | None) -> str:
+def nothing(lora: "LoraFile", ledger: Ledger, role: str | None) -> str:
+    """Why a ledger without an applied key is an error, in words."""
     if ledger.elsewhere and not ledger.refused:
         other = LOW if role == HIGH else HIGH
         return f"{lora.name}: expected keys for {role}, found them all for {other}; put it on that expert"

@@ -1,6 +1,6 @@
 """One LoRA file: opened, described, read tensor by tensor.
 
-What of it fits a base is `match`'s answer (ledger.py); what it does to a weight is merge.py's.
+What of it fits a base is `match`'s answer (ledger.py); what it does to a weight is engine/merging's.
 """
 import os
 import re

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..bases.prefixes import HIGH, LOW
-from ..bases.roles import Role, by_folder, by_letters, by_range, by_words, partner
-from ..errors import LoraError, RecipeError
+from ..bases.roles import Role, by_folder, by_letters, by_range, by_words
+from ..errors import RecipeError
 
 if TYPE_CHECKING:
     from .lora import LoraFile
@@ -73,40 +73,6 @@ def _witnesses(path: str, lora: "LoraFile", exists: Callable[[str], bool]) -> li
 def _by_keys(lora: "LoraFile") -> Role | None:
     halves = lora.dialect.halves
     return Role(next(iter(halves)), "prefix of the keys") if len(halves) == 1 else None
-
-
-def assign(path: str, routing: Routing, roles: tuple[str, ...], exists: Callable[[str], bool] = os.path.exists) -> dict[str, str]:
-    """role -> file, for a model with these roles, from one file of a LoRA; its other half is looked for beside it.
-
-    Raises LoraError, with the way out, when its names say both words, or its half for an expert of this model is missing.
-    """
-    name = os.path.basename(path)
-    if routing.expert == "ask":
-        raise LoraError(f"{name}: expected one expert, found both words ({routing.evidence}); choose high, low or both by hand")
-    if roles == ("model",):
-        if routing.expert == "split":
-            raise LoraError(f"{name}: holds both experts, and this model is one file; split it into a file for each first")
-        return {"model": path}
-    if routing.expert in ("both", "split"):
-        return dict.fromkeys(roles, path)
-    mine = HIGH if routing.expert == "high" else LOW
-    other = LOW if mine == HIGH else HIGH
-    if routing.is_chosen:
-        return {mine: path} if mine in roles else {}
-    found = {role: file for role, file in ((mine, path), (other, partner(path, exists))) if role in roles}
-    missing = next((role for role, file in found.items() if file is None), None)
-    if missing:
-        raise LoraError(f"{name}: is for {mine} ({routing.evidence}), and its half for {missing} is not beside it; choose "
-                        f"that file by hand, or choose {WORDS[mine]} for this one alone, or both to put it on both experts")
-    return found
-
-
-def check_half(path: str, routing: Routing, role: str) -> None:
-    """Raises LoraError, with the way out, when a file put on `role` says that it is for the other expert."""
-    wanted = WORDS.get(role)
-    if wanted and routing.expert in {"high", "low"} - {wanted}:
-        name, made = os.path.basename(path), f"{routing.expert}_noise ({routing.evidence})"
-        raise LoraError(f"{name}: is put on {role}, but made for {made}; swap the two files, or choose {wanted} by hand")
 
 
 def strengths(text: str) -> tuple[float, float]:

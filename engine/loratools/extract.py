@@ -10,6 +10,7 @@ import torch
 
 from ..bands import Workers, split
 from ..bases.source import Source
+from ..device import full_float32
 from ..errors import LoraError, RecipeError, SourceError, at
 from ..specs import TensorSpec
 from . import native
@@ -59,7 +60,8 @@ def extract(tuned: Source, base: Source, wish: Extraction, save: Save, watch: Wa
     watch.begin(sum(tuned.nbytes(key) + base.nbytes(key) for key in keys))
     # All tensors of a LoRA have one dtype, so they stay aligned in any order.
     planned = {name: spec for key in keys for name, spec in _planned(key, tuned.spec(key), wish, save.torch_dtype).items()}
-    with LoraWriter(save, planned, save.metadata) as writer, Workers(should_stop=watch.should_stop) as workers:
+    with (LoraWriter(save, planned, save.metadata) as writer, Workers(should_stop=watch.should_stop) as workers,
+          full_float32()):
         for key in keys:
             with at(key, "extract", tuned.name):
                 _one(key, (tuned, base), wish, writer, Run(workers, wish.method), report)

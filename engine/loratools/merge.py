@@ -8,6 +8,7 @@ own weights (DoRA, OFT, BOFT, GLoRA, IA3, set_weight) cannot become a LoRA here:
 import torch
 
 from ..bands import Workers, split
+from ..device import full_float32
 from ..errors import LoraError, at
 from ..loras.delta import flat_shape
 from ..loras.factors import Factors, read_tensor
@@ -45,7 +46,7 @@ def merge(parts: list[Part], wish: Merging, save: Save, watch: Watch) -> Report:
     with LoraWriter(save, planned, save.metadata) as writer:
         if wish.ranks.energy is None or wish.method == "exact":
             writer.require(watch.clock.total)
-        with Workers(min(AT_ONCE, processors()), watch.should_stop) as workers:
+        with Workers(min(AT_ONCE, processors()), watch.should_stop) as workers, full_float32():
             _compute(jobs, wish, writer, Run(workers, Method(seed=wish.seed)), (report, watch))
         report.path, report.notice = writer.place(entry(
             {"made_by": "merge", "method": wish.method, "expert": wish.role, "error": report.error, "dtype": save.dtype,

@@ -5,7 +5,8 @@ from typing import Protocol
 
 import torch
 
-Rows = tuple[int, int]
+from ..bands import Rows
+
 Run = Callable[[Callable, list[Rows]], list]
 
 

@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..bands import TILE_COLUMNS, Rows
 from ..loras.factors import Factors
-from .alteration import BandEnergy, Energies, Rows, Run
+from .alteration import BandEnergy, Energies, Run
 from .combine import Combined, gram_of
 from .finish import NOTHING, After, finish
 from .rounds import decide
 from .term import Term
-
-TILE_COLUMNS = 1280  # 128 rows of it are 0.66 MB: a tile of the delta stays in a core's L2 cache (docs/log.md)
 
 
 @dataclass

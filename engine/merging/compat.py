@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..bands import split
+from ..bands import Rows, split
 from ..errors import LoraError, RecipeError
 from ..loras.adapters.comfy_keys import lay_out
 from ..loras.adapters.comfy_patch import ComfyPatch
 from ..specs import TensorSpec
-from .alteration import BandEnergy, Energies, Rows, Run
+from .alteration import BandEnergy, Energies, Run
 from .contribution import Contribution, Rules
 
 __all__ = ["ComfyChange", "ComfyPatch", "lay_out", "load_comfy_change"]

@@ -11,13 +11,12 @@ if TYPE_CHECKING:
     from ..loras.lora import LoraFile
     from ..loras.modules import Module
 
-Rows = tuple[int, int]
 CLASSIC = ClassicConstants()
 
 
 @dataclass(frozen=True)
 class PassRule:
-    """How the LoRAs of one pass are combined: see engine/combine.
+    """How the LoRAs of one pass are combined: see engine/merging/combine.
 
     combine: sum, ties, dare_ties, breadcrumbs, slerp or orthogonal. density: share kept by the middle three; gamma: share of
     outliers that breadcrumbs drops; t: place on slerp's arc; seed: of dare_ties' coins.

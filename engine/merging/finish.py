@@ -2,7 +2,7 @@
 
     normalize: W' := W' * ||W|| / ||W'||        Frobenius, per 2-D weight, as the original recipe's switch means it
 Sums run over row bands in float64, in band order. Transforms depend on what was merged before them: the only place where the
-order of LoRAs matters (wan_and_merging: OFT, BOFT, GLoRA, set).
+order of LoRAs matters (OFT, BOFT, GLoRA, set_weight).
 """
 import math
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..bands import BAND_ELEMENTS, split
+from ..bands import BAND_ELEMENTS, Rows, split
 from ..loras.delta import Transform
-from .alteration import Rows, Run
+from .alteration import Run
 
 if TYPE_CHECKING:
     from .change import Change

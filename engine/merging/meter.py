@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from ..precision import KINDS, block_of
 
 STABLE_BELOW, VOLATILE_ABOVE = 0.015, 0.030        # README of the original, "Stability Reference Scale"
+TOP = 12                                           # most moved layers that a report names
 SMALLEST = 2.0 ** -149                            # float32's smallest positive value
 
 
@@ -40,7 +41,7 @@ class Entry:
     protected: bool = False
 
 
-def summarize(rows: dict[str, dict], entries: list[Entry], block_linears: set[str], tensors: int, top: int = 12) -> dict:
+def summarize(rows: dict[str, dict], entries: list[Entry], block_linears: set[str], tensors: int) -> dict:
     """The meter section of the report.
 
     rows: key -> {"base": ||W||^2, and where merged "who": entry numbers, "gram": <delta_i, delta_j>, in that order; where that is
@@ -66,7 +67,7 @@ def summarize(rows: dict[str, dict], entries: list[Entry], block_linears: set[st
         "passes": [{"name": name, "shift": ratio(_energy(merged, members), all_base)} for name, members in passes],
         **_by_block(rows, moved),
         "top": [{"layer": key.removesuffix(".weight"), "shift": ratio(moved[key], merged[key]["base"])}
-                for key in sorted(moved, key=lambda key: -ratio(moved[key], merged[key]["base"]))[:top]],
+                for key in sorted(moved, key=lambda key: -ratio(moved[key], merged[key]["base"]))[:TOP]],
     }
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..bands import split
-from .alteration import Rows, Run
+from ..bands import Rows, split
+from .alteration import Run
 from .combine import Combined, gram_of
 from .gate import Moments, moments
 from .gate import decide as decide_gate

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..bands import Rows
 from ..loras.delta import Delta, Transform
 from ..loras.factors import Factors
 from .combine.dare import coin_key, coins
 from .combine.select import Cut, Search
-from .contribution import Contribution, Rows
+from .contribution import Contribution
 from .gate import Gate
 
 PLAIN = {"lora", "diff"}                           # kinds that need no mention in the report

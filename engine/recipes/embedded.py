@@ -153,4 +153,3 @@ def baked(metadata: Mapping[str, str]) -> dict[str, str]:
 
 def _rows(value: object) -> list[dict]:
     return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
-

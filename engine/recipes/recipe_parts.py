@@ -6,6 +6,7 @@ from ...quant.formats import FORMATS
 from ..errors import RecipeError
 from ..loras.routing import strengths
 from ..merging.adaptive.constants import AdaptiveConstants
+from ..merging.combine import METHODS as COMBINES
 from ..merging.gate import ClassicConstants
 from . import checks, scope
 from .checks import wrong
@@ -13,7 +14,6 @@ from .checks import wrong
 PAIR, SINGLE = ("high_noise", "low_noise"), ("model",)
 ROLES = PAIR + SINGLE
 METHODS = ("auto", "addition", "classic", "adaptive")
-COMBINES = ("sum", "ties", "dare_ties", "breadcrumbs", "slerp", "orthogonal")
 MIXES = ("weighted_sum", "add_difference", "slerp", "ties", "dare")
 ACTIVATIONS = ("fast_uncalibrated", "16-bit")
 STRENGTH = checks.number(-100.0, 100.0)  # as ComfyUI's LoraLoader
@@ -78,8 +78,8 @@ class LoraEntry:
 class Pass:
     """LoRAs merged by one method. The strength of each is multiplied by `global_factor` and by `scope`.
 
-    combine, density, gamma, t, seed: how the deltas of its LoRAs become one (engine/combine). dense_density, dense_mode: what
-    injection keeps of deltas that are no products of factors.
+    combine, density, gamma, t, seed: how the deltas of its LoRAs become one (engine/merging/combine). dense_density,
+    dense_mode: what injection keeps of deltas that are no products of factors.
     """
 
     loras: Annotated[tuple[LoraEntry, ...], checks.listed(checks.record(LoraEntry))]

@@ -120,15 +120,12 @@ def test_full_float32_holds_on_the_cpu_too_and_puts_it_back(medium):
     assert settings.fp32_precision == before
 
 
-def test_a_torch_without_the_newer_settings_is_told_by_the_older_name(monkeypatch):
-    class Older:
-        allow_tf32 = True
-
-    monkeypatch.setattr(torch.backends.cuda, "matmul", Older)
+def test_a_torch_without_the_newer_settings_is_told_by_the_older_name_and_gets_its_choice_back(monkeypatch, medium):
+    monkeypatch.setattr(torch.backends.cuda, "matmul", object())
     monkeypatch.setattr(torch.backends.mkldnn, "matmul", None, raising=False)
     with device.full_float32():
-        assert Older.allow_tf32 is False
-    assert Older.allow_tf32 is True
+        assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.get_float32_matmul_precision() == "medium"
 
 
 @pytest.mark.gpu

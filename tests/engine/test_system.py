@@ -252,6 +252,16 @@ def test_json_lies_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     assert calls == ["sync", "replace"]
 
 
+def test_json_is_read_back_and_is_none_where_it_cannot_be(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    assert system.read_json(path) is None and system.read_json(tmp_path) is None     # a folder raises OSError
+    system.write_json(path, {"é": [1, None]})
+    assert system.read_json(path) == {"é": [1, None]}
+    for damaged in (b"{", b"\xff\xfe", b""):
+        path.write_bytes(damaged)
+        assert system.read_json(path) is None
+
+
 def test_syncing_a_folder_is_left_out_on_windows(tmp_path, monkeypatch):
     system.sync_folder(tmp_path)
     if not open_file.WINDOWS:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ...bases.prefixes import SENTINEL
 from ...errors import LoraError
 from ..modules import Refused
 from .comfy_patch import ComfyPatch
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from ..dialects import Index
     from ..lora import LoraFile
 
-SENTINEL, FUN = "lora_unet__blocks_0_cross_attn_k.lora_down.weight", "lora_unet__"
+FUN = "lora_unet__"
 UNREAD = "ComfyUI 0.33 does not read it"
 
 

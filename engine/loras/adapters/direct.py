@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from ..delta import Rows, StoredDelta, Transform
+from ...bands import Rows
+from ..delta import StoredDelta, Transform
 from ..fit import Shape, same
 from ..modules import UNSCALED, Diff
 from .layer import Layer, Result

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from ..delta import Delta, Rows
+from ...bands import TILE_COLUMNS, Rows
+from ..delta import Delta
 from ..factors import read_tensor
 from ..fit import Shape, vector_axis
 from ..modules import Module
@@ -22,7 +23,6 @@ from .spelling import MAGNITUDES
 if TYPE_CHECKING:
     from ..lora import LoraFile
 
-TILE_COLUMNS = 1280  # as wide as a merge's tiles
 
 
 @dataclass(frozen=True)

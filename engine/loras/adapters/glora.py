@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from ..delta import Rows, Transform
+from ...bands import Rows
+from ..delta import Transform
 from ..factors import Factors, read_tensor
 from ..fit import Shape, misfit, pair_problem, trim
 from .layer import Layer, Result

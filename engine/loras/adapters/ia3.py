@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from ..delta import Delta, Rows
+from ...bands import Rows
+from ..delta import Delta
 from ..factors import read_tensor
 from ..fit import Shape
 from ..modules import UNSCALED

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from ..delta import Delta, FactorDelta, Rows, flat_shape
+from ...bands import Rows
+from ..delta import Delta, FactorDelta, flat_shape
 from ..factors import Factors, expand, read_tensor
 from ..fit import Shape, core_problem, kron_problem, pair_problem
 from .dora import decompose

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
+from ...bands import Rows
 from ...errors import LoraError
-from ..delta import Rows, Transform
+from ..delta import Transform
 from ..factors import read_tensor
 from ..fit import Shape
 from ..modules import UNSCALED

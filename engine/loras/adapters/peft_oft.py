@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from ... import strict_json
+from ...bands import Rows
 from ...errors import LoraError
 from ..alpha import LARGEST, PEFT_NAME, SIBLING
-from ..delta import Rows, Transform
+from ..delta import Transform
 from ..factors import read_tensor
 from ..fit import Shape
 from .layer import Layer, Result

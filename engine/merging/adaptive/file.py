@@ -34,7 +34,7 @@ class StoreFile:
             said = json.loads(header.metadata.get("adaptive", "null"))
         except (HeaderError, ValueError):          # a cache: what is unreadable is measured again
             return None, {}
-        if not isinstance(said, dict) or said.get("identity") != self.identity:
+        if not isinstance(said, dict) or said.get("identity") != self.identity or not isinstance(said.get("entries"), dict):
             return None, {}
         return header, said["entries"]
 
@@ -66,13 +66,17 @@ class StoreWriter:
         self.store, self.figures, self.tensors = store, {}, {}
         part = str(store.path) + PART
         self.file = open_write(part, resume=os.path.exists(part))
-        self.file.claim()
-        self.file.clear()
-        everything = store.names() | set(names)
-        self.room = ROOM + sum(ROOM + 12 * len(name) for name in everything)
-        self.end = 0
-        for name in sorted(store.names() - set(names)):
-            self.put(name, store.read(name))
+        try:
+            self.file.claim()
+            self.file.clear()
+            everything = store.names() | set(names)
+            self.room = ROOM + sum(ROOM + 12 * len(name) for name in everything)
+            self.end = 0
+            for name in sorted(store.names() - set(names)):
+                self.put(name, store.read(name))
+        except BaseException:
+            self.close()
+            raise
 
     def put(self, name: str, entry: Entry) -> None:
         """Append one entry."""
@@ -98,8 +102,6 @@ class StoreWriter:
         path, _ = replace(self.file.path, self.store.path)
         return StoreFile(path, self.store.identity)
 
-    def drop(self) -> None:
-        """Give up: the part is removed, what was sealed before stays."""
+    def close(self) -> None:
+        """Let go of the part, sealed or not; calling it twice is allowed. What was sealed before stays."""
         self.file.close()
-        os.unlink(self.file.path)
-

@@ -17,11 +17,11 @@ def start_vector(columns: int) -> torch.Tensor:
     return drawn / drawn.norm()
 
 
-def spectral_norm(normal: Callable[[torch.Tensor], torch.Tensor], columns: int, steps: int = STEPS) -> float:
+def spectral_norm(normal: Callable[[torch.Tensor], torch.Tensor], columns: int) -> float:
     """normal(x): WᵀWx, (columns,) float32 -> (columns,) float64. Returns an estimate of ‖W‖₂, never above it but for rounding."""
     basis = [start_vector(columns).double()]
     diagonal, off = [], []
-    for _ in range(min(steps, columns)):
+    for _ in range(min(STEPS, columns)):
         image = normal(basis[-1].float())
         diagonal.append(torch.dot(image, basis[-1]))
         for _ in range(2):                         # twice is enough (Giraud et al. 2005): the basis stays orthogonal

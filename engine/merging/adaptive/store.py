@@ -5,6 +5,7 @@ to a tensor and to the modules that act on it, so another alpha or another name 
 """
 import hashlib
 import json
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,18 +86,19 @@ def _with_gated(expert: "ExpertPlan", who: int, what: "Contribution", reports: P
 
 
 def _measure_all(expert: "ExpertPlan", ride: "Ride", todos: dict[Path, _Todo], keys: list[str]) -> dict[Path, GatedLora]:
-    writers = {path: todo.gated.file.writer([name for names in todo.names.values() for name in names])
-               for path, todo in todos.items() if todo.names}
-    try:
-        with Workers(should_stop=ride.should_stop) as workers, full_float32(), ReadAhead(expert.source, keys) as ahead:
-            bench = Bench(expert.source, workers)
-            for number, key in enumerate(keys):
-                ahead.now(number)
-                _measure_key(expert, key, {path: todos[path].names[key] for path in writers if key in todos[path].names},
-                             (bench, writers))
-                ride.clock.advance(expert.source.nbytes(key), expert.role, key, "measure")
-    finally:                                       # stopped or failed: what is whole is kept
-        files = {path: writer.seal() for path, writer in writers.items()}
+    with ExitStack() as opened:                    # whichever of them cannot be begun or sealed, none stays open
+        wanting = {path: [name for names in todo.names.values() for name in names] for path, todo in todos.items() if todo.names}
+        writers = {path: opened.enter_context(closing(todos[path].gated.file.writer(names))) for path, names in wanting.items()}
+        try:
+            with Workers(should_stop=ride.should_stop) as workers, full_float32(), ReadAhead(expert.source, keys) as ahead:
+                bench = Bench(expert.source, workers)
+                for number, key in enumerate(keys):
+                    ahead.now(number)
+                    _measure_key(expert, key, {path: todos[path].names[key] for path in writers if key in todos[path].names},
+                                 (bench, writers))
+                    ride.clock.advance(expert.source.nbytes(key), expert.role, key, "measure")
+        finally:                                   # stopped or failed: what is whole is kept
+            files = {path: writer.seal() for path, writer in writers.items()}
     return {path: replace(todos[path].gated, file=file) for path, file in files.items()}
 
 
@@ -140,4 +142,3 @@ def _identity(expert: "ExpertPlan", who: int, what: "Contribution") -> dict:
 
 def _path(reports: Path, identity: dict) -> Path:
     return Path(reports) / f"adaptive-{hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()}.safetensors"
-

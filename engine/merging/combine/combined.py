@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ...bands import Rows
 from ...errors import RecipeError
 from ..contribution import Contribution, PassRule
 from .breadcrumbs import ranks
@@ -18,7 +19,6 @@ from .ties import elect
 
 LINEAR = ("slerp", "orthogonal")
 METHODS = ("sum", "ties", "dare_ties", "breadcrumbs", *LINEAR)
-Rows = tuple[int, int]
 
 
 def check(rule: PassRule, pass_name: str, count: int) -> None:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import torch
 
+from ...bands import Rows
 from .select import as_matrix
 
 GOLDEN, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-Rows = tuple[int, int]
 
 
 def _signed(value: int) -> int:

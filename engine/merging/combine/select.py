@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ...bands import Rows
+
 MAGNITUDE = 0x7FFFFFFF                             # all bits of a float32 but the sign
-Rows = tuple[int, int]
 
 
 def magnitude(delta: torch.Tensor) -> torch.Tensor:

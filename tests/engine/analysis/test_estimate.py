@@ -35,7 +35,7 @@ def judge(layers, grams, seed: int):
     """The estimate from one choice of rows."""
     strata = []
     for number, deltas in enumerate(layers):
-        rows = rows_of(f"{number}.weight", deltas.shape[1], seed=seed)
+        rows = rows_of(f"{seed}.{number}.weight", deltas.shape[1])
         sums = conflicts(deltas[:, rows], grams[number])
         strata.append(Stratum(deltas.shape[1] / len(rows), len(rows), sums[0].tolist()))
     return excess(strata)

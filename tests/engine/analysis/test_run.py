@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import delta64, linears, lora, recipe, save, write_pair
-from wan22_master.engine.analysis import base_norms
 from wan22_master.engine.analysis.run import analyse
 from wan22_master.engine.errors import Stopped
+from wan22_master.engine.jobs import base_norms
 from wan22_master.engine.jobs.plan import plan_recipe
 from wan22_master.engine.jobs.run import measure
 

@@ -79,14 +79,16 @@ def test_a_title_that_speaks_of_high_noise_is_refused_by_every_preset_and_one_of
 
 @pytest.mark.parametrize("title", ["slow flow", "highlight", "low_rank mix", "Yellow"])
 def test_a_title_that_only_contains_the_letters_is_taken(title):
-    check_names(halves("comfy", {"title": title}))
+    names = halves("comfy", {"title": title})
+    check_names(names)
+    assert partner(names["high_noise"], exists=names["low_noise"].__eq__) == names["low_noise"]
 
 
 @pytest.mark.parametrize(
     "names", [{}, {"model": "a.safetensors"}, {"high_noise": "high.safetensors"}, {"low_noise": "mix.safetensors"}]
 )
 def test_there_is_nothing_to_pair_without_both_halves(names):
-    check_names(names)
+    assert check_names(names) is None
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_files_of_one_volume_share_its_room(tmp_path, monkeypatch, free, fits):
     monkeypatch.setattr(targets, "free_bytes", lambda path: asked.append(path) or free)
     needs = [(str(tmp_path / "a"), 10), (str(tmp_path / "deep" / "er" / "b"), 20)]
     if fits:
-        targets.check_space(needs)
+        assert targets.check_space(needs) is None
     else:
         with pytest.raises(PlanError, match=r"are needed, .* are free; free some space, or choose a folder on another disk"):
             targets.check_space(needs)

@@ -26,7 +26,7 @@ DOTTED = ("", "diffusion_model.", "transformer.", "transformer_1.", "transformer
 WRAPPED = tuple(f"base_model.model.{prefix}" for prefix in ("", "diffusion_model.", "transformer.", "transformer_2."))
 FLAT = ("lora_unet_", "lora_unet__", "lycoris_", "lora_transformer_", "lora_transformer_2_")
 LOWS = ("transformer_2.", "diffusion_model_2.", "diffusion_model.transformer_2.", "lora_transformer_2_")
-# dialect of reference §2.1 -> (module, layer, expert, has ComfyUI 0.33 its own reading of it)
+# dialect -> (module, layer, expert, has ComfyUI 0.33 its own reading of it)
 TABLE = {
     "1, 2 native": ("diffusion_model.blocks.0.self_attn.q", "blocks.0.self_attn.q", None, True),
     "3 kohya": ("lora_unet_blocks_0_cross_attn_k", "blocks.0.cross_attn.k", None, True),

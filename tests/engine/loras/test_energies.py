@@ -83,9 +83,13 @@ def test_every_refusal_is_weighed_under_its_cause_and_strict_names_it(tmp_path, 
 def test_strict_passes_what_is_whole_and_text_encoder_keys_are_not_lost(tmp_path):
     path, _ = trainers.write_ai_toolkit(tmp_path, LAYERS)
     save_file(load_file(path) | pair("lora_te1_q")[0], path)
-    check_strict(weigh(path), 0.0, "a")
+    ledger = weigh(path)
+    check_strict(ledger, 0.0, "a")
+    assert ledger.energies["refused"]["text encoder"] > 0 and ledger.energies["lost"] == 0
     [combined] = trainers.write_ai_toolkit(tmp_path / "c", LAYERS, split=False)
-    check_strict(weigh(combined, LOW), 0.0, "a")
+    ledger = weigh(combined, LOW)
+    check_strict(ledger, 0.0, "a")
+    assert ledger.energies["elsewhere"] > 0 and ledger.energies["lost"] == 0
 
 
 def test_a_key_that_cannot_be_weighed_is_told_and_fails_strict(tmp_path):

@@ -1,10 +1,10 @@
-"""Which expert a LoRA goes on: evidence in its order, both halves found or missed, the user's word, and strengths as `high;low`."""
+"""Which expert a LoRA goes on: evidence in its order, the user's word, and strengths as `high;low`."""
 import os
 
 import pytest
-from wan22_master.engine.errors import LoraError, RecipeError
+from wan22_master.engine.errors import RecipeError
 from wan22_master.engine.loras.lora import open_lora
-from wan22_master.engine.loras.routing import Routing, assign, check_half, route, strengths
+from wan22_master.engine.loras.routing import Routing, route, strengths
 from wan22_master.tests.engine import tiny, trainers
 
 LAYERS = ["blocks.0.self_attn.q"]
@@ -65,48 +65,25 @@ def test_titles_count_where_the_names_are_silent(tmp_path, title):
     assert routed(saved(tmp_path / "x.safetensors", {title: "wan2.2_t2v_low_noise_14B_fp16.safetensors"})).expert == "low"
 
 
-def test_both_words_are_asked_about_where_a_choice_is_needed(tmp_path):
+def test_both_words_are_asked_about_unless_one_is_chosen(tmp_path):
     path = saved(tmp_path / "style_high_low_pair.safetensors")
     found = routed(path)
     assert found.expert == "ask" and "says both high and low" in found.evidence
-    with pytest.raises(LoraError, match=r"style_high_low_pair\.safetensors: .*both words.*choose high, low or both"):
-        assign(path, found, PAIR)
-    assert assign(path, routed(path, "both"), PAIR) == dict.fromkeys(PAIR, path)
+    assert routed(path, "both") == Routing("both", "chosen by hand", (found.evidence,), is_chosen=True)
 
 
-def test_a_half_brings_its_partner_and_a_missing_one_is_an_error_with_the_way_out(tmp_path):
-    high, low = (str(path) for path in trainers.write_ai_toolkit(tmp_path, LAYERS))
-    for path in (high, low):
-        assert assign(path, routed(path), PAIR) == {HIGH: high, LOW: low}
-        assert assign(path, routed(path), (LOW,)) == {LOW: low}
-    os.remove(low)
-    with pytest.raises(LoraError, match=r"is for high_noise \(file name .*\), and its half for low_noise is not beside it; choose"):
-        assign(high, routed(high), PAIR)
-    assert assign(high, routed(high), (HIGH,)) == {HIGH: high}
-    assert assign(high, routed(high, "high"), PAIR) == {HIGH: high}
-    assert assign(high, routed(high, "both"), PAIR) == dict.fromkeys(PAIR, high)
-    assert assign(high, routed(high, "low"), (HIGH,)) == {}
-
-
-def test_a_file_of_both_experts_serves_both_and_never_a_model_that_is_one_file(tmp_path):
+def test_a_file_of_both_experts_stays_split_unless_one_expert_is_chosen(tmp_path):
     [path] = trainers.write_onetrainer(tmp_path, LAYERS)
     for choice in ("auto", "both"):
         assert routed(path, choice).expert == "split"
-        assert assign(str(path), routed(path, choice), PAIR) == dict.fromkeys(PAIR, str(path))
-    assert assign(str(path), routed(path, "low"), PAIR) == {LOW: str(path)}
-    with pytest.raises(LoraError, match="holds both experts"):
-        assign(str(path), routed(path), ("model",))
+    assert routed(path, "low") == Routing("low", "chosen by hand", (), is_chosen=True)
 
 
-def test_the_wrong_half_is_an_error_with_the_way_out_unless_it_was_chosen(tmp_path):
-    high, low = trainers.write_musubi(tmp_path, LAYERS)
-    check_half(high, routed(high), HIGH)
-    check_half(high, routed(high), "model")
-    for path, wrong in ((high, LOW), (low, HIGH)):
-        with pytest.raises(LoraError, match=rf"is put on {wrong}, but made for .*timestep_range.*swap the two files, or choose"):
-            check_half(path, routed(path), wrong)
-        chosen = routed(path, wrong.removesuffix("_noise"))
-        check_half(path, chosen, wrong)
+def test_the_users_word_goes_first_and_what_it_overrules_is_told(tmp_path):
+    for path, mine, other in zip(trainers.write_musubi(tmp_path, LAYERS), ("high", "low"), ("low", "high"), strict=True):
+        assert routed(path, mine).against == ()
+        chosen = routed(path, other)
+        assert chosen.expert == other and chosen.is_chosen
         assert len(chosen.against) == 1 and "timestep_range" in chosen.against[0]
 
 

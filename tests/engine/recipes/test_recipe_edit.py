@@ -166,4 +166,6 @@ def test_what_has_no_strength_does_not_count(zero):
     found = recipe(
         {"loras": [lora("a.safetensors")]}, {"global_factor": 1.0 if zero else 0.0, "loras": [lora("a.safetensors", **zero)]}
     )
+    with pytest.raises(RecipeError, match="is merged into high_noise twice"):
+        recipe_edit.check_twice(recipe(*[{"loras": [lora("a.safetensors")]}] * 2), {"a.safetensors": A}, {})
     recipe_edit.check_twice(found, {"a.safetensors": A}, {})

@@ -7,7 +7,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from wan22_master.engine.bands import Workers
 from wan22_master.engine.errors import PlanError, Stopped, TensorError
-from wan22_master.engine.merging.adaptive import store
+from wan22_master.engine.merging.adaptive import file, store
 from wan22_master.engine.merging.adaptive.constants import AdaptiveConstants
 from wan22_master.engine.system import open_write
 
@@ -179,6 +179,20 @@ def test_a_part_of_a_killed_run_is_written_over_and_one_in_use_is_an_error(tmp_p
             store.ensure(expert(tmp_path, loras[:1]), ride(tmp_path / "reports"))
     measured(tmp_path, loras[:1])
     assert files(tmp_path / "reports") == {whole.name: whole.read_bytes()}
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_what_is_opened_is_closed_when_a_store_is_in_use(tmp_path, loras, number, monkeypatch):
+    measured(tmp_path, loras, tmp_path / "whole")
+    (tmp_path / "reports").mkdir()
+    name = sorted(files(tmp_path / "whole"))[number]
+    opened = []
+    monkeypatch.setattr(file, "open_write", lambda *args, **more: opened.append(open_write(*args, **more)) or opened[-1])
+    with open_write(tmp_path / "reports" / f"{name}.part", resume=False) as other:
+        other.claim()
+        with pytest.raises(PlanError, match="another run is writing it"):
+            store.ensure(expert(tmp_path, loras), ride(tmp_path / "reports"))
+    assert opened and all(each._fd == -1 for each in opened)
 
 
 def test_a_base_with_nan_is_named(tmp_path, loras):
