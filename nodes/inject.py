@@ -9,7 +9,8 @@ from ..engine.errors import LoraError, RecipeError
 from ..engine.jobs.plan import plan_recipe
 from . import sockets
 from .handles import Dit, MergePass, Recipe
-from .inject_widgets import ADAPTIVE, RULES, adaptive_inputs, option_inputs, options_of, rule_inputs, settings_of
+from .inject_rules import ADAPTIVE, CLASSIC, PREFIX, RULES, both_options, describe_rules, options_of, overruled, settings_of
+from .inject_widgets import adaptive_inputs, option_inputs, rule_inputs
 from .ledger_text import describe_plan, unused
 from .progress import stoppable
 from .recipe_handle import OPTIONS
@@ -18,18 +19,6 @@ from .widgets import check_within
 
 FACTORS = (0.0, 4.0)                               # as in the recipe
 CONSTANTS = (0.0, 100.0)                           # as in the recipe
-PREFIX = "classic_"                                # of the widgets, as ADAPTIVE is of adaptive's
-# Values of the original Action-Master engine, and what each does in its formulas.
-CLASSIC = {
-    "novelty": (1.5, "a layer is new where the variance of its change is more than this many times that of the base."),
-    "sensitivity_new": (0.4, "in a new layer, a change below this many times the mean size becomes zero; lower keeps more."),
-    "sensitivity_refine": (1.8, "in a layer that is not new, a change below this many times the mean size becomes zero; lower "
-                                "keeps more."),
-    "limit_new": (0.08, "when the largest change of a new layer, before the strength, exceeds this weight value, the layer's whole "
-                        "change is scaled down to it."),
-    "limit_refine": (0.05, "when the largest change of a layer that is not new, before the strength, exceeds this weight value, "
-                           "the layer's whole change is scaled down to it."),
-}
 
 
 class Wan22ActionMasterInject(io.ComfyNode):
@@ -85,20 +74,25 @@ class Wan22ActionMasterInject(io.ComfyNode):
         constants = {name: value for name, value in more.items() if name.startswith((PREFIX, ADAPTIVE))}
         for name, value in constants.items():
             check_within(f"inject: {name}", value, *CONSTANTS)
+        asked = {name: more.get(name, usual) for name, usual in OPTIONS.items()}
+        rules = {name: more.get(name, usual) for name, usual in RULES.items()}
         if recipe is None:
             classic = tuple((name.removeprefix(PREFIX), value) for name, value in constants.items() if name.startswith(PREFIX))
             name = pass_name.strip() or f"Pass {len(dit.passes) + 1}"
-            rules = settings_of({name: more.get(name, usual) for name, usual in RULES.items()}, constants)
-            added = (MergePass(name, method, global_factor, gate_distillation, classic, stack.loras, rules),)
-            options = options_of(dit, {name: more.get(name, usual) for name, usual in OPTIONS.items()})
+            settings = settings_of(rules, constants)
+            added = (MergePass(name, method, global_factor, gate_distillation, classic, stack.loras, settings),)
+            options, notes = options_of(dit, asked), []
         else:
-            added, options = recipe.passes, options_of(dit, json.loads(recipe.options))
-        notes = check_experts(added, dit, on_mismatch)
+            said = json.loads(recipe.options)
+            added, options = recipe.passes, options_of(dit, both_options(OPTIONS | said, asked))
+            own = {"method": method, "global_factor": global_factor, "pass_name": pass_name, "gate_distillation": gate_distillation}
+            notes = overruled(own | rules | constants | {name: asked[name] for name in ("compat", "normalize")})
+        notes += check_experts(added, dit, on_mismatch)
         merged = replace(dit, passes=(*dit.passes, *added), options=options)
         planned = recipe_of(merged, device="cpu")  # headers need no card
         with stoppable() as wish, plan_recipe(planned, Path(reports_folder()), should_stop=wish) as plan:
             merged = replace(merged, passes=with_resolved_methods(merged.passes, plan.recipe, merged.roles))
-            report = "\n".join([*describe_plan(plan), *notes])
+            report = "\n".join([*describe_plan(plan), *describe_rules(plan.recipe), *notes])
         return io.NodeOutput(merged, Recipe(merged.passes, merged.options), report, ui={"text": (report,)})
 
 

@@ -3,31 +3,11 @@
 All are appended behind the first release's, because workflows store widgets by position, and optional, so that prompts saved by
 it still run.
 """
-import json
-
 from comfy_api.latest import io
 
-from ..engine.errors import RecipeError
-from ..engine.recipes import scope
 from ..engine.recipes.recipe_parts import COMBINES
-from .handles import NOTHING, Dit
-from .recipe_handle import OPTIONS, text
-from .widgets import check_within
-
-ADAPTIVE = "adaptive_"
-RULES = {"combine": "sum", "density": 1.0, "gamma": 0.01, "slerp_t": 0.5, "drop_seed": 0, "dense_density": 1.0,
-         "dense_mode": "magnitude", "blocks": ""}
-NAMES = {"slerp_t": "t", "drop_seed": "seed", "blocks": "scope"}   # widget -> field of the recipe, where they differ
-CONSTANTS = {
-    "known_over_chance": (1.5, "a direction counts as known when the base uses it this many times more than chance would."),
-    "refine_energy": (1.5, "a change is a refinement while its energy is below this many times that of the base there."),
-    "share_floor": (0.2, "a refinement keeps at least this share of the sum of its singular values."),
-    "share_ceiling": (0.4, "a refinement keeps at most this share of the sum of its singular values."),
-    "share_over_mean": (1.8, "between the two it keeps what lies above this many times the mean singular value."),
-    "new_over_mean": (0.4, "a new direction passes whole above this many times the mean singular value, else not at all."),
-    "limit_new": (0.08, "the new changes of all LoRAs together, over the size of the layer, are held below this."),
-    "limit_refine": (0.05, "the refinements of all LoRAs together, over the size of the layer, are held below this."),
-}
+from .inject_rules import ADAPTIVE, CONSTANTS, RULES
+from .recipe_handle import OPTIONS
 
 
 def rule_inputs() -> list[io.Input]:
@@ -79,29 +59,3 @@ def adaptive_inputs() -> list[io.Input]:
     """Constants of adaptive injection."""
     return [io.Float.Input(ADAPTIVE + name, default=value, min=0.0, max=100.0, step=0.01, advanced=True, optional=True,
                            tooltip=f"Of adaptive: {what}") for name, (value, what) in CONSTANTS.items()]
-
-
-def settings_of(rules: dict, constants: dict[str, float]) -> str:
-    """The fields of a pass as its handle keeps them. Raises RecipeError when a share or the blocks make no sense."""
-    for name in ("density", "gamma", "slerp_t", "dense_density"):
-        check_within(f"inject: {name}", rules[name], 0.0, 1.0)
-    try:
-        where = scope.parse(rules["blocks"])
-    except ValueError as cause:
-        raise RecipeError(f"inject: blocks: {cause}; correct it") from cause
-    adaptive = {name.removeprefix(ADAPTIVE): value for name, value in constants.items() if name.startswith(ADAPTIVE)}
-    return text({NAMES.get(name, name): value for name, value in rules.items()} | {"scope": where, "adaptive": adaptive})
-
-
-def options_of(dit: Dit, asked: dict) -> str:
-    """Options of the merge with one more node in the chain. Raises RecipeError when its compat differs from that before it."""
-    before = json.loads(dit.options) if dit.options != NOTHING else None
-    if before is None or not dit.passes:
-        return text(asked)
-    if before["compat"] != asked["compat"]:
-        found = f"compat is {asked['compat']}, but {before['compat']} in the Inject before it"
-        raise RecipeError(f"inject: {found}; choose one of them")
-    strict = [each["strict_share"] for each in (before, asked) if each["strict"]]
-    return text({"compat": asked["compat"], "normalize": before["normalize"] or asked["normalize"], "strict": bool(strict),
-                 "strict_share": min(strict, default=asked["strict_share"]),
-                 "allow_twice": before["allow_twice"] or asked["allow_twice"]})

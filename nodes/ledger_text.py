@@ -17,6 +17,7 @@ def describe_plan(plan) -> list[str]:
     lines = []
     for expert in plan.experts:
         lines += [] if expert.role == "model" else [f"{expert.role}:"]
+        lines += [] if expert.ledgers else ["  no LoRA: stays as it is"]
         for ledger in expert.ledgers:
             lines += describe_ledger(ledger)
     return lines + [f"note: {notice}" for notice in plan.notices]

@@ -1,4 +1,6 @@
 """Two nodes that make a stack of many LoRAs at once: from lines of text, and from the LORA_STACK of other packs."""
+import os
+
 from comfy_api.latest import io
 
 from ..engine.errors import LoraError, RecipeError
@@ -72,8 +74,12 @@ class Wan22ImportLoraStack(io.ComfyNode):
         for entry in lora_stack or ():
             if not isinstance(entry, list | tuple) or len(entry) < 2 or not isinstance(entry[0], str):
                 raise LoraError(f"lora stack: expected (name, strength, clip strength), found {entry!r:.80}; check the node before")
+            if isinstance(entry[1], bool) or not isinstance(entry[1], int | float):
+                found = f"expected a number as strength, found {entry[1]!r:.40}"
+                raise LoraError(f"lora stack: {entry[0]}: {found}; check the node before")
             if entry[0] not in {"None", paths.NONE, ""}:
-                wanted.append(Wanted(paths.lora_path(entry[0]), side, float(entry[1]), float(entry[1])))
+                name = entry[0].replace("\\", os.sep).replace("/", os.sep)   # as that pack's system writes folders
+                wanted.append(Wanted(paths.lora_path(name), side, float(entry[1]), float(entry[1])))
         return stacked(stack, wanted, missing_half)
 
 

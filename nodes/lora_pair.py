@@ -89,10 +89,11 @@ class Wan22LoraPair(io.ComfyNode):
         off = (*(["high_noise"] if high and not enabled_high else ()), *(["low_noise"] if low and not enabled_low else ()))
         high, low = high if enabled_high else None, low if enabled_low else None
         asked = None if method == OF_PASS else method
-        lora = Lora(high, low, strength_high, strength_low, asked, off=off, doubts=doubts(high, low), scope=read_scope(blocks),
+        unsure = doubts(high, low) if experts == "auto" else ()
+        lora = Lora(high, low, strength_high, strength_low, asked, off=off, doubts=unsure, scope=read_scope(blocks),
                     rs_lora=ANSWERS[rs_lora], protected=ANSWERS[protected])
         loras = (stack or LoraStack()).loras + ((lora,) if high or low else ())
-        return io.NodeOutput(LoraStack(loras), ui={"text": (describe(lora, lora_low),)})
+        return io.NodeOutput(LoraStack(loras), ui={"text": (describe(lora, lora_low, experts),)})
 
 
 def read_scope(blocks: str) -> tuple[tuple[str, float], ...]:
@@ -103,12 +104,14 @@ def read_scope(blocks: str) -> tuple[tuple[str, float], ...]:
         raise RecipeError(f"lora pair: blocks: {cause}; correct it") from cause
 
 
-def describe(lora: Lora, lora_low: str) -> str:
+def describe(lora: Lora, lora_low: str, experts: str) -> str:
     """What was chosen, a line per file, with its rank."""
     if not (lora.high or lora.low):
         return "no LoRA is chosen or enabled; the stack passes unchanged"
     lines = [_line(path) for path in dict.fromkeys((lora.high, lora.low)) if path]
-    if lora_low == paths.AUTO_PAIR and lora.high == lora.low:
+    if experts != "auto":
+        lines.append(f"on {'both experts' if experts == 'both' else f'the {experts}-noise expert'}: your choice")
+    elif lora_low == paths.AUTO_PAIR and lora.high == lora.low:
         lines.append("on every expert: it holds both, or speaks of none")
     elif lora_low == paths.AUTO_PAIR and len(lines) == 2:
         lines[1] = f"paired with {lines[1]}"

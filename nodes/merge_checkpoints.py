@@ -5,9 +5,10 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
-from ..engine.errors import RecipeError
+from ..engine.errors import RecipeError, SourceError
 from ..engine.jobs.plan import plan_recipe
 from ..engine.recipes import scope
+from ..engine.recipes.recipe import SECOND
 from ..engine.recipes.recipe_parts import MIXES
 from . import sockets
 from .handles import Dit
@@ -17,7 +18,8 @@ from .recipes import recipe_of, reports_folder
 from .widgets import check_within
 
 STRENGTHS = (-100.0, 100.0)                        # as in the recipe
-OF_THREE = ("add_difference", "ties", "dare")
+OF_THREE = tuple(name for name, count in SECOND.items() if count == 2)
+THINNED = ("ties", "dare")
 
 
 class Wan22MergeCheckpoints(io.ComfyNode):
@@ -61,6 +63,8 @@ class Wan22MergeCheckpoints(io.ComfyNode):
         check_within("merge checkpoints: strength_high", strength_high, *STRENGTHS)
         check_within("merge checkpoints: strength_low", strength_low, *STRENGTHS)
         check_within("merge checkpoints: density", density, 0.0, 1.0)
+        if method in THINNED and density == 0.0:
+            raise RecipeError(f"merge checkpoints: density is 0, so {method} would mix in nothing; raise it")
         others = [b, c] if method in OF_THREE else [b]
         check_models(a, others, method, spare=c is not None and method not in OF_THREE)
         try:
@@ -73,7 +77,8 @@ class Wan22MergeCheckpoints(io.ComfyNode):
         lossy = any(each.allow_quantized_source for each in (a, *others))
         mixed = replace(a, mix=text(mix), allow_quantized_source=lossy)
         with stoppable() as wish, plan_recipe(recipe_of(mixed, device="cpu"), Path(reports_folder()), should_stop=wish) as plan:
-            report = "\n".join([*describe(mix), *(f"note: {notice}" for notice in plan.notices)])
+            check_fits(plan)
+            report = "\n".join([*describe(a, mix), *(f"note: {notice}" for notice in plan.notices)])
         return io.NodeOutput(mixed, report, ui={"text": (report,)})
 
 
@@ -85,6 +90,9 @@ def check_models(a: Dit, others: list[Dit | None], method: str, *, spare: bool) 
     if spare:
         raise RecipeError(f"merge checkpoints: {method} takes a and b alone, and c is connected; disconnect it, or choose another "
                           "method")
+    for name, dit in zip("bc", others, strict=False):
+        if set(dit.experts) & set(a.experts) and not dit.mix:
+            raise RecipeError(f"merge checkpoints: {name} is the same file as a; choose another model")
     for name, dit in zip("abc", (a, *others), strict=False):
         if dit.passes or dit.mix:
             has = "LoRAs" if dit.passes else "a mix"
@@ -96,12 +104,23 @@ def check_models(a: Dit, others: list[Dit | None], method: str, *, spare: bool) 
                               "experts everywhere")
 
 
-def describe(mix: dict) -> list[str]:
-    """What is mixed, a line per expert."""
-    lines = []
+def check_fits(plan) -> None:
+    """Raise SourceError when no weight of the blocks can be mixed: another size, or another kind of model."""
+    for expert in plan.experts:
+        kept = expert.source.kept
+        if expert.block_linears <= set(kept):
+            why = kept[min(expert.block_linears)]
+            raise SourceError(f"merge checkpoints: {expert.source.name}: expected models of one size, found no weight of the "
+                              f"blocks that fits ({why}); choose models made from the same one")
+
+
+def describe(a: Dit, mix: dict) -> list[str]:
+    """What is mixed into what, a line per expert."""
+    bases, lines = dict(a.experts), []
     for role, files in mix["files"].items():
         named = " - ".join(os.path.basename(path) for path in files)
         expert = "" if role == "model" else f"{role}: "
-        lines.append(f"{expert}{mix['method']} of {named} at {mix['strength'][role]:g}")
+        lines.append(f"{expert}{mix['method']} of {named} into {os.path.basename(bases[role])} at {mix['strength'][role]:g}")
     blocks = f", {scope.write(mix['scope'])}" if mix["scope"] else ""
-    return [line + blocks for line in lines] + ([f"density {mix['density']:g}"] if mix["density"] < 1.0 else [])
+    thinned = [f"density {mix['density']:g}"] if mix["density"] < 1.0 and mix["method"] in THINNED else []
+    return [line + blocks for line in lines] + thinned

@@ -58,7 +58,8 @@ class Wan22RecipeSave(io.ComfyNode):
                 os.makedirs(os.path.dirname(path), exist_ok=True)
             write_json(path, said)
         freshness.remember(cls.hidden.unique_id, [path])
-        told = f"{os.path.basename(path)}{' (already there)' if is_there else ''}: {len(said['passes'])} passes"
+        count, mix = len(said["passes"]), ", mix of checkpoints" if said.get("mix") else ""
+        told = f"{os.path.basename(path)}{' (already there)' if is_there else ''}: {count} pass{'es' * (count != 1)}{mix}"
         return io.NodeOutput(path, json.dumps(said, indent=1, ensure_ascii=False), ui={"text": (told,)})
 
 
@@ -67,12 +68,19 @@ def as_json(recipe, title: str, dit, sha256_of) -> dict:
     roles = dit.roles if dit else roles_of(recipe)
     experts = {role: os.path.basename(path) for role, path in dit.experts} if dit else dict.fromkeys(roles, NO_BASE)
     asked = {"version": 1, "title": title, "experts": experts, **json_of(recipe, roles)}
+    if dit and dit.mix:
+        asked["mix"] = with_names(json.loads(dit.mix))
     for lora in (lora for each in asked["passes"] for lora in each["loras"]):
         lora["resolved"] = None                    # for that model; another may resolve it otherwise
         if sha256_of:
             lora["sha256"] = {role: sha256_of(path) for role, path in lora["files"].items()}
         lora["files"] = {role: recipe_files.relative_name(path) for role, path in lora["files"].items()}
     return recipes.parse(asked).to_json()
+
+
+def with_names(mix: dict) -> dict:
+    """The mix with file names in place of paths: folders are nobody else's business."""
+    return mix | {"files": {role: [os.path.basename(path) for path in paths] for role, paths in mix["files"].items()}}
 
 
 def roles_of(recipe) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ const NODES = {
 };
 const NARROWEST = {
   Wan22StabilityMeter: 420, Wan22LoraAnalysis: 440, Wan22SaveModel: 460, Wan22ActionMasterInject: 380, Wan22LoadDualDiT: 400,
-  Wan22LoraPair: 360, Wan22LoraList: 420, Wan22MergeCheckpoints: 360, Wan22RecipeLoad: 420, Wan22RecipeSave: 360,
+  Wan22LoraPair: 360, Wan22LoraList: 420, Wan22ImportLoraStack: 360, Wan22Quantize: 360, Wan22MergeCheckpoints: 360, Wan22RecipeLoad: 420, Wan22RecipeSave: 360,
   Wan22MergePreview: 380, Wan22LoraConvert: 380, Wan22LoraMerge: 380, Wan22LoraExtract: 380, Wan22LoraGated: 360,
 };
 

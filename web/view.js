@@ -43,9 +43,10 @@ function heightOf(element) {
 function fit(node, element, content) {
   const height = content.offsetHeight + 6;
   if (height <= 6 || height === heightOf(element)) return;
+  const spare = node.size[1] - node.computeSize()[1]; // what its owner has given it beyond the least
   element.style.minHeight = `${height}px`; // Nodes 2.0 asks the element, the classic canvas asks getMinHeight
   const least = node.computeSize();
-  node.setSize([Math.max(node.size[0], least[0]), least[1]]);
+  node.setSize([Math.max(node.size[0], least[0]), least[1] + Math.max(spare, 0)]);
   node.graph?.setDirtyCanvas?.(true, true);
 }
 

@@ -85,7 +85,7 @@ def test_checkpoints_are_mixed_and_saved(clean):
         QUANTIZE: quantize(["4", 0], "fp32"), SAVE: save([QUANTIZE, 0], title="mixed"),
     }
     outputs = clean.run(graph)
-    assert "high_noise: weighted_sum of tuned_high_noise.safetensors at 0.25\nlow_noise: " in text_of(outputs, "4")
+    assert "high_noise: weighted_sum of tuned_high_noise.safetensors into " in text_of(outputs, "4")
     for name, other, share in ((HIGH, "tuned_high_noise.safetensors", 0.25), (LOW, "tuned_low_noise.safetensors", 0.5)):
         [path] = clean.models().glob(f"mixed*{'high' if name == HIGH else 'low'}*")
         found, a, b = (load_file(each) for each in (path, clean.models() / name, clean.models() / other))

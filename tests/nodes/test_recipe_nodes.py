@@ -80,7 +80,7 @@ def test_a_saved_recipe_is_loaded_again_after_its_lora_was_moved_and_renamed(nod
     style = tiny.save(nodes.loras / "style.safetensors", tiny.lora())
     (handle, _), _ = run(nodes.load, original(("style", 0.5)))
     (path, text), told = nodes.save.execute(handle, "mine", "number", True)
-    assert path == str(nodes.recipes / "mine.json") and told["text"] == ("mine.json: 1 passes",)
+    assert path == str(nodes.recipes / "mine.json") and told["text"] == ("mine.json: 1 pass",)
     [lora] = json.loads(text)["passes"][0]["loras"]
     assert lora["files"] == dict.fromkeys(PAIR, "style.safetensors")
     with open(style, "rb") as file:
