@@ -11,9 +11,10 @@ from ..device import Device, choose, full_float32
 from ..errors import PlanError, SourceError, Stopped
 from ..hashes import HashCache
 from ..loras.lora import LoraFile, open_lora
+from ..loras.routing import route
 from ..loras.task import task_notice
 from ..merging.methods import resolve_recipe
-from ..recipes.recipe import Recipe
+from ..recipes.recipe import PAIR, Recipe
 from ..recipes.recipe_edit import check_twice
 from . import metadata, naming, targets
 from .estimate import estimate, needed_bytes
@@ -67,6 +68,7 @@ def plan_recipe(recipe: Recipe, reports: Path, *, check_space: bool = True, shou
         check_twice(plan.recipe, sha256, {role: source.metadata for role, (source, _) in bases.items()})
         plan.experts = [plan_expert(role, *base, plan.recipe, loras, sha256) for role, base in bases.items()]
         _check_experts(plan)
+        plan.notices += _misplaced(plan.recipe, loras)
         with full_float32():                       # energies are kept, and read again by a host of another choice
             for expert in plan.experts:
                 weigh(expert, reports, recipe.strict_share if recipe.strict else None, tick)
@@ -114,6 +116,19 @@ def _check_experts(plan: Plan) -> None:
         plan.notices += [f"{each.level}: {each.text}" for each in said if each]
     if not plan.experts:
         raise SourceError("no model is chosen; choose at least one expert")
+
+
+def _misplaced(recipe: Recipe, loras: dict[str, LoraFile]) -> list[str]:
+    """Warnings about LoRA files that say they are made for the other expert. One file on both experts is meant so."""
+    said = []
+    for lora in (lora for each in recipe.passes for lora in each.loras):
+        if len(lora.files) == 2 and len(set(lora.files.values())) == 1:
+            continue
+        for role, path in lora.files.items():
+            found = route(path, loras[path])
+            if role in PAIR and found.expert in {"high", "low"} and f"{found.expert}_noise" != role:
+                said.append(f"warning: {loras[path].name}: is put on {role}, but made for {found.expert}_noise ({found.evidence})")
+    return said
 
 
 def _plan_outputs(plan: Plan, sha256: dict[str, str], known: dict[str, str], reports: Path) -> None:

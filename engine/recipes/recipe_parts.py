@@ -35,6 +35,10 @@ def _scope(value: object, where: str) -> dict[str, float]:
             scope.span(str(name))
         except ValueError as cause:
             raise wrong(f"{where}.{name}", "a range of blocks or a kind of layer", name, f"{cause}") from cause
+    try:
+        scope.check(value)
+    except ValueError as cause:
+        raise wrong(where, "ranges of which the narrowest is clear for each block", tuple(value), f"{cause}") from cause
     return {name: STRENGTH(each, f"{where}.{name}") for name, each in value.items()}
 
 

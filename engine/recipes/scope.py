@@ -1,8 +1,9 @@
 """How strong a LoRA is in which part of the model: factors by block and by kind of layer, as a recipe and a widget write them.
 
     {"0-8": 0.5, "structure": 0, "ffn": 0.8}        or as text:  0-8: 0.5, structure: 0, ffn: 0.8
-strength of a tensor = strength of the LoRA * (factor of the last range that holds its block) * (factor of its kind); 1 where
-nothing is said. structure, motion and aesthetic are the block ranges of the original engine's heat map (commit 246619b).
+strength of a tensor = strength of the LoRA * (factor of the narrowest range that holds its block) * (factor of its kind); 1 where
+nothing is said. The order does not matter; two ranges of one width that overlap are refused. structure, motion and aesthetic are
+the block ranges of the original engine's heat map (commit 246619b).
 """
 import re
 from collections.abc import Mapping
@@ -30,12 +31,18 @@ def factor(scope: Mapping[str, float], key: str) -> float:
     """What the strength of a LoRA is multiplied by at `key`, native and bare. scope: checked names -> factors."""
     found = BLOCK.match(key)
     kind = found[2] if found and found[2] in KINDS else "other"
-    by_block = 1.0
-    for name, value in scope.items():
-        where = span(name)
-        if where is not None and found and where[0] <= int(found[1]) <= where[1]:
-            by_block = value
-    return by_block * scope.get(kind, 1.0)
+    ranges = [(where[1] - where[0], value) for name, value in scope.items()
+              if (where := span(name)) is not None and found and where[0] <= int(found[1]) <= where[1]]
+    return min(ranges, default=(0, 1.0))[1] * scope.get(kind, 1.0)
+
+
+def check(scope: Mapping[str, float]) -> None:
+    """Raise ValueError for a name that means nothing, or for two ranges of one width that hold the same block."""
+    ranges = [(name, where) for name in scope if (where := span(name)) is not None]
+    for place, (name, (first, last)) in enumerate(ranges):
+        for other, (start, stop) in ranges[:place]:
+            if stop - start == last - first and start <= last and first <= stop:
+                raise ValueError(f"{other!r} and {name!r} are equally wide and share blocks: which of them counts is not clear")
 
 
 def parse(text: str) -> dict[str, float]:
@@ -50,6 +57,7 @@ def parse(text: str) -> dict[str, float]:
             scope[name] = float(value)
         except ValueError:
             raise ValueError(f"{part!r}: expected a range or kind, a colon and a number, such as 0-8: 0.5") from None
+    check(scope)
     return scope
 
 

@@ -1,4 +1,6 @@
 """Strengths by block and kind: what a name means, and which tensors it touches."""
+from itertools import permutations
+
 import pytest
 from wan22_master.engine.recipes.scope import factor, parse, write
 
@@ -8,9 +10,10 @@ from wan22_master.engine.recipes.scope import factor, parse, write
     ("blocks.12.cross_attn.o.weight", 3.0), ("blocks.30.cross_attn.o.weight", 1.0), ("blocks.39.norm3.weight", 0.25),
     ("patch_embedding.weight", 0.25), ("head.modulation", 0.25), ("blocks.3.modulation", 0.5 * 0.25),
 ])
-def test_the_last_range_and_the_kind_multiply(key, expected):
-    scope = {"structure": 9.0, "0-8": 0.5, "12": 3.0, "ffn": 0.8, "other": 0.25}
-    assert factor(scope, key) == pytest.approx(expected)
+def test_the_narrowest_range_and_the_kind_multiply_in_any_order(key, expected):
+    scope = {"0-39": 1.0, "0-8": 0.5, "12": 3.0, "ffn": 0.8, "other": 0.25}
+    for names in permutations(scope):
+        assert factor({name: scope[name] for name in names}, key) == pytest.approx(expected)
 
 
 def test_presets_are_the_ranges_of_the_original():
@@ -23,7 +26,8 @@ def test_text_is_read_back_as_it_was_written():
     assert parse("") == {} and parse(write({"0-8": 0.5, "ffn": 0.25})) == {"0-8": 0.5, "ffn": 0.25}
 
 
-@pytest.mark.parametrize("text", ["8-0: 1", "head: 1", "0-8", "0-8: x", "0: 1, 0: 2", "blocks.3: 1"])
+@pytest.mark.parametrize("text", ["8-0: 1", "head: 1", "0-8", "0-8: x", "0: 1, 0: 2", "blocks.3: 1", "0-8: 1, 4-12: 2",
+                                  "structure: 1, 0-8: 1", "3: 1, 3-3: 2"])
 def test_what_cannot_be_meant_is_refused(text):
-    with pytest.raises(ValueError, match=r"8-0|head|0-8|x|twice|blocks"):
+    with pytest.raises(ValueError, match=r"8-0|head|0-8|x|twice|blocks|equally wide"):
         parse(text)
