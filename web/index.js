@@ -20,6 +20,8 @@ const NARROWEST = {
   Wan22MergePreview: 380, Wan22LoraConvert: 380, Wan22LoraMerge: 380, Wan22LoraExtract: 380, Wan22LoraGated: 360,
 };
 
+const LEAST = 60;
+
 function colourSockets() {
   for (const [type, colour] of Object.entries(SOCKETS)) {
     app.canvas.default_connection_color_byType[type] = colour;
@@ -31,7 +33,9 @@ function colourSockets() {
 function colourNode(node) {
   colourSockets();
   node.color = NODES[node.comfyClass];
-  node.setSize([Math.max(node.size[0], NARROWEST[node.comfyClass] ?? 0), node.size[1]]);
+  // Nodes 2.0 hides advanced widgets and grows a node to what it shows; the canvas counts them all.
+  const height = globalThis.LiteGraph?.vueNodesMode ? LEAST : node.size[1];
+  node.setSize([Math.max(node.size[0], NARROWEST[node.comfyClass] ?? 0), height]);
 }
 
 /** Locator ids are `<subgraph uuid>:<node id>`, or the id alone in the root graph. */

@@ -46,7 +46,7 @@ function fit(node, element, content) {
   const spare = node.size[1] - node.computeSize()[1]; // what its owner has given it beyond the least
   element.style.minHeight = `${height}px`; // Nodes 2.0 asks the element, the classic canvas asks getMinHeight
   const least = node.computeSize();
-  node.setSize([Math.max(node.size[0], least[0]), least[1] + Math.max(spare, 0)]);
+  if (!globalThis.LiteGraph?.vueNodesMode) node.setSize([Math.max(node.size[0], least[0]), least[1] + Math.max(spare, 0)]);
   node.graph?.setDirtyCanvas?.(true, true);
 }
 
