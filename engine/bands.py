@@ -3,11 +3,13 @@
 A band is a multiple of 128 rows (one scale tile of the block-scaled formats) of about 0.65 M elements, so that it stays in the
 cache between the steps. Its size depends on the shape alone: a float32 product may depend on its number of rows, the bytes must
 not.
-Each worker computes with one torch thread: torch's own threads spin on small tiles (docs/log.md).
+Each worker computes with one torch thread: torch's own threads spin on small tiles (docs/log.md), and MKL shares a product out by
+their number, which shows in its last bits.
 """
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from math import prod
 from typing import TypeVar
 
@@ -36,6 +38,29 @@ def split(shape: tuple[int, ...]) -> list[Rows]:
     return [(start, min(start + step, total)) for start in range(0, total, step)]
 
 
+def take_one_thread() -> None:
+    """Let the calling thread, which must be one's own, compute with one torch thread for good.
+
+    For whoever starts threads: torch's count for new ones is changed with it, and has to be put back, as `Workers` does.
+    """
+    torch.get_num_threads()                        # a thread takes over torch's count when first asked, and would do so later
+    torch.set_num_threads(1)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one torch thread inside, whoever calls: for products whose bits would depend on the number."""
+    before = torch.get_num_threads()
+    if before == 1:                                # in a worker: torch's count for new threads is not touched
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class Workers:
     """Threads that compute bands. Use in a `with` block: torch's thread count is put back at its end.
 
@@ -48,7 +73,7 @@ class Workers:
 
     def __enter__(self) -> "Workers":
         self.torch_threads = torch.get_num_threads()
-        self.pool = ThreadPoolExecutor(self.count, "wan22-band", initializer=torch.set_num_threads, initargs=(1,))
+        self.pool = ThreadPoolExecutor(self.count, "wan22-band", initializer=take_one_thread)
         return self
 
     def __exit__(self, *error) -> None:
@@ -64,7 +89,7 @@ class Workers:
         try:
             for rows in bands:
                 if self.should_stop():
-                    raise Stopped("stopped; the job is kept and goes on from there when it is queued again")
+                    raise Stopped("stopped; what is finished and kept is not done again")
                 waiting.append(self.pool.submit(_in_inference_mode, compute, rows))
                 if len(waiting) > 3 * self.count:
                     yield waiting.popleft().result()

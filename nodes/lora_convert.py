@@ -3,17 +3,16 @@ import os
 
 from comfy_api.latest import io
 
-from ..engine.bases.roles import role_of
-from ..engine.loras.lora import LoraFile, open_lora
+from ..engine.loras.lora import open_lora
 from ..engine.loras.task import task_of
 from ..engine.loratools.convert import Conversion, Converted, convert, experts_of, join
 from ..engine.loratools.spelling import DIALECTS
 from ..engine.loratools.wish import Watch
 from . import freshness, paths
-from .lora_save import exists_input, name_input, refused_input, save_as, span_of
+from .lora_halves import PAIR, check_half, check_join, check_no_halves, known_role
+from .lora_save import SPAN, exists_input, name_input, refused_input, save_as, span_of
 from .progress import watched
 
-PAIR = ("high_noise", "low_noise")
 HALVES = ["auto", "split", *PAIR]
 
 
@@ -39,7 +38,8 @@ class Wan22LoraConvert(io.ComfyNode):
                                        "transformer. names, alphas in the metadata. omi: OneTrainer."),
                 io.Combo.Input("halves", options=HALVES, default="auto",
                                tooltip="Of a file that holds both experts. auto: one file where the dialect can hold both, else "
-                                       "two. split: two files. high_noise, low_noise: that half alone."),
+                                       "two. split: two files. high_noise, low_noise: that half alone; of a file without a word on "
+                                       "its expert, what it is for."),
                 name_input("the name of the LoRA and the dialect"), exists_input(), refused_input(),
             ],
             outputs=[
@@ -65,7 +65,9 @@ class Wan22LoraConvert(io.ComfyNode):
             if low is None:
                 done = convert_file(path, (to, halves, on_refused), (name, on_exists), watch)
             else:
+                check_no_halves(halves)
                 with open_lora(path) as first, open_lora(low) as second:
+                    check_join(first, second)
                     save = save_as(name, None, on_exists=on_exists)
                     done = {None: join(first, second, Conversion(to, None, on_refused), save, watch)}
         freshness.remember(cls.hidden.unique_id, [each.path for each in done.values()])
@@ -83,12 +85,10 @@ def convert_file(path: str, wish: tuple[str, str, str], target: tuple[str, str],
         wanted = PAIR if split else (None,) if halves in {"auto", "split"} else (halves,)
         done = {}
         for role in wanted:
-            said = span_of(task_of(lora).task, role or known_role(lora))
-            asked = Conversion(to, role, on_refused, said.get("modelspec.timestep_range"))
-            done[role] = convert(lora, asked, save_as(name, role, on_exists=on_exists), watch)
+            if role and not is_both:
+                check_half(lora, role, "halves")
+            expert = role or known_role(lora)
+            said = span_of(task_of(lora).task, expert)
+            save = save_as(name, expert, alone=len(wanted) == 1, on_exists=on_exists, metadata=said)
+            done[role] = convert(lora, Conversion(to, role, on_refused, said.get(SPAN)), save, watch)
     return done
-
-
-def known_role(lora: LoraFile) -> str | None:
-    """The expert that a file is for, by its metadata or name; None for both or unknown."""
-    return None if len(experts_of(lora)) == 2 else role_of(lora.path, lora.metadata).role

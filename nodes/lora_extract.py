@@ -59,14 +59,16 @@ class Wan22LoraExtract(io.ComfyNode):
             for role, path in tuned.experts:
                 expert = None if role == "model" else role
                 pair = (path, tuned.allow_quantized_source), (bases[role], base.allow_quantized_source)
-                target = (name.strip() or "extracted", expert, dtype, on_exists)
+                target = (name.strip() or "extracted", expert, len(bases) == 1, dtype, on_exists)
                 done[expert] = one(*pair, wish, target, Watch(node.should_stop, node.on_progress))
         return told(cls.hidden.unique_id, done)
 
 
 def one(tuned: tuple[str, bool], base: tuple[str, bool], wish: Extraction, target: tuple, watch: Watch) -> Report:
-    """The LoRA of one expert. tuned, base: path, and whether FP8 is accepted; target: name, expert, dtype, on_exists."""
-    name, expert, dtype, on_exists = target
+    """The LoRA of one expert. tuned, base: path, and whether FP8 is accepted; target: name, expert, whether
+    no other is made, dtype, on_exists."""
+    name, expert, alone, dtype, on_exists = target
     with open_source(tuned[0], allow_lossy=tuned[1]) as left, open_source(base[0], allow_lossy=base[1]) as right:
         metadata = span_of(detect(left).task, expert)
-        return extract(left, right, wish, save_as(name, expert, dtype=dtype, on_exists=on_exists, metadata=metadata), watch)
+        save = save_as(name, expert, alone=alone, dtype=dtype, on_exists=on_exists, metadata=metadata)
+        return extract(left, right, wish, save, watch)

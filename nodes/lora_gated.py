@@ -4,7 +4,6 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
-from ..engine.bases.roles import role_of
 from ..engine.errors import RecipeError
 from ..engine.jobs.plan import plan_recipe
 from ..engine.loratools.gated import save_gated
@@ -66,6 +65,7 @@ def one(expert, who: int, target: tuple[str, str, str], watch: Watch) -> Report:
     lora, own = expert.matched[who][0], len(gated_ones(expert)) > 1 or not name.strip()
     stem = f"{os.path.splitext(lora.name)[0]}_gated"
     title = stem if not name.strip() else f"{name.strip()}_{stem}" if own else name.strip()
-    role = None if expert.role == "model" or role_of(title, {}).role == expert.role else expert.role
+    role = None if expert.role == "model" else expert.role
     metadata = span_of(expert.variant.task, expert.role)
-    return save_gated(expert, who, save_as(title, role, dtype=dtype, on_exists=on_exists, metadata=metadata), watch)
+    return save_gated(expert, who, save_as(title, role, alone=True, dtype=dtype, on_exists=on_exists,
+                                                metadata=metadata), watch)

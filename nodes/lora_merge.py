@@ -25,13 +25,15 @@ class Wan22LoraMerge(io.ComfyNode):
             display_name="Merge LoRAs (Wan 2.2)",
             category="Wan 2.2 Master/6 LoRA tools",
             description="Makes one LoRA of a stack, with its strengths. Use it to load five LoRAs as one, to make a large LoRA "
-                        "smaller (svd), or to turn LoHa and LoKr into plain factors. A and B are never added up: the sum is exact.",
+                        "smaller (svd), or to turn LoHa and LoKr into plain factors. A and B are never added up: the sum is exact, "
+                        "but for the rounding to dtype.",
             search_aliases=["merge lora", "combine lora", "lora to lora", "resize lora", "lora rank", "svd", "loha", "lokr"],
             inputs=[
                 sockets.LoraStack.Input("stack", tooltip="The LoRAs, with strengths, from LoRA Pair."),
                 io.Float.Input("global_factor", default=1.0, min=-100.0, max=100.0, step=0.01, tooltip="Multiplies all strengths."),
                 io.Combo.Input("method", options=["exact", "svd"], default="exact",
-                               tooltip="exact: factors side by side; the rank is the sum of all ranks. svd: the nearest LoRA of "
+                               tooltip="exact: factors side by side; the rank is the sum of all ranks; an error told beside it is "
+                                       "the rounding to dtype, as bf16. svd: the nearest LoRA of "
                                        "`rank`, with its error stated; takes LoHa and LoKr too."),
                 *rank_inputs(), dtype_input(), name_input("merged"), exists_input(), refused_input(),
             ],
@@ -54,23 +56,26 @@ class Wan22LoraMerge(io.ComfyNode):
         ranks = Ranks(rank, energy or None)
         done: dict[str | None, Report] = {}
         with watched(cls.hidden.unique_id, "cpu", "stopped; nothing more was written") as node:
-            for role, loras in by_role(stack).items():
+            halves = by_role(stack)
+            for role, loras in halves.items():
                 with ExitStack() as opened:
                     parts = [Part(opened.enter_context(open_lora(path)), strength * global_factor, lora.rs_lora, dict(lora.scope))
                              for lora, path, strength in loras]
                     tasks = {task_of(part.lora).task for part in parts}
                     metadata = span_of(tasks.pop() if len(tasks) == 1 else None, role)
-                    save = save_as(name.strip() or "merged", role, dtype=dtype, on_exists=on_exists, metadata=metadata)
+                    save = save_as(name.strip() or "merged", role, alone=len(halves) == 1, dtype=dtype, on_exists=on_exists,
+                                   metadata=metadata)
                     wish = Merging(method, ranks, role, on_refused)
                     done[role] = merge(parts, wish, save, Watch(node.should_stop, node.on_progress))
-        return told(cls.hidden.unique_id, done)
+        exact = f"exact: the error is the rounding to {dtype} alone" if method == "exact" and dtype != "fp32" else ""
+        return told(cls.hidden.unique_id, done, exact)
 
 
-def told(node: str, done: dict[str | None, Report]) -> io.NodeOutput:
-    """What a tool's node gives out: paths, the report as JSON, and lines for people on the node."""
+def told(node: str, done: dict[str | None, Report], remark: str = "") -> io.NodeOutput:
+    """What a tool's node gives out: paths, the report as JSON, and lines for people on the node, `remark` the last of them."""
     freshness.remember(node, [each.path for each in done.values()])
     titles = {role: f"{role}: " if role else "" for role in done}
-    text = "\n".join(titles[role] + "\n".join(each.lines()) for role, each in done.items())
+    text = "\n".join([*(titles[role] + "\n".join(each.lines()) for role, each in done.items()), *([remark] if remark else [])])
     high, low = (next((done[role].path for role in roles if role in done), "") for roles in ((None, PAIR[0]), (PAIR[1],)))
     report = {role or "model": {**each.as_json(), "path": os.path.basename(each.path)} for role, each in done.items()}
     return io.NodeOutput(high, low, json.dumps(report), ui={"text": (text,)})

@@ -8,9 +8,10 @@ from ..engine.errors import PlanError
 from ..engine.jobs.metadata import RANGES
 from ..engine.loratools.wish import DTYPES, ON_EXISTS, Save
 from ..engine.system import legal_name
+from .lora_halves import named, said_by
 
 ENDING = ".safetensors"
-HALVES = {"high_noise": "_high_noise", "low_noise": "_low_noise"}
+SPAN, TITLE = "modelspec.timestep_range", "modelspec.title"   # metadata that tell the expert, to other tools too
 
 
 def loras_root() -> str:
@@ -20,8 +21,9 @@ def loras_root() -> str:
     return next((root for root in roots if os.path.normcase(root) == own), roots[0])
 
 
-def save_as(name: str, role: str | None, **more) -> Save:
-    """The file for one expert, or for a single model (role None). name: may hold folders, as wan/my_mix; more: fields of Save.
+def save_as(name: str, role: str | None, *, alone: bool = False, **more) -> Save:
+    """The file for one expert, or for a single model (role None). name: may hold folders, as wan/my_mix; alone: as in
+    `lora_halves.named`; more: fields of Save. Where the metadata tell no steps, a title tells the expert after a renaming.
 
     Raises PlanError when the name is not legal or leaves the LoRA folder. Folders are made.
     """
@@ -30,23 +32,28 @@ def save_as(name: str, role: str | None, **more) -> Save:
     root = loras_root()
     if not parts or ".." in parts or stem.startswith("/"):
         raise PlanError(f"name {name!r}: expected a file name inside loras, as my_lora or wan/my_lora")
-    path = os.path.join(root, *map(legal_name, parts[:-1]), legal_name(parts[-1] + HALVES.get(role, "") + ENDING))
+    title = named(parts[-1], role, alone=alone)
+    path = os.path.join(root, *map(legal_name, parts[:-1]), legal_name(title + ENDING))
     if not folder_paths.is_within_directory(root, path):
         raise PlanError(f"name {name!r}: expected a file name inside loras, as my_lora or wan/my_lora")
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    return Save(path, **more)
+    metadata = more.pop("metadata", {})
+    if said_by(title) and SPAN not in metadata:
+        metadata = {TITLE: title, **metadata}
+    return Save(path, metadata=metadata, **more)
 
 
 def span_of(task: str | None, role: str | None) -> dict[str, str]:
     """modelspec.timestep_range, where task and expert are known: musubi's word, which other tools believe too."""
     span = RANGES.get((task, role))
-    return {"modelspec.timestep_range": span} if span else {}
+    return {SPAN: span} if span else {}
 
 
 def name_input(what: str) -> io.Input:
     return io.String.Input("name", default="", placeholder=what,
                            tooltip="File name in models/loras, without ending; folders are allowed, as wan/my_lora. Of a pair, "
-                                   f"_high_noise and _low_noise are put behind it. Empty: {what}.")
+                                   "_high_noise and _low_noise are put behind it, and behind a name that does not tell "
+                                  f"the one expert it is for. Empty: {what}.")
 
 
 def exists_input() -> io.Input:

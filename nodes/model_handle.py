@@ -10,21 +10,26 @@ class ModelDit:
     """A MODEL with whatever patches it carries, in the place of a `handles.Dit`: one file, no passes, no recipe of its own.
 
     It holds the MODEL itself, which ComfyUI keeps anyway as long as its node is in the graph. ways: what becomes of patches that
-    ComfyUI takes and does not sample (AS_SAMPLED leaves them out).
+    ComfyUI takes and does not sample (AS_SAMPLED leaves them out). role: the expert that it is, `model` where nothing tells; two
+    experts of a pair, saved one by one under the same title, get the names of a pair by it.
     """
 
     model: object
     name: str
     ways: str = AS_SAMPLED
+    role: str = "model"
     passes: ClassVar[tuple] = ()
-    roles: ClassVar[tuple[str, ...]] = ("model",)
     options: ClassVar[str] = "{}"
     mix: ClassVar[str] = ""
     allow_quantized_source: ClassVar[bool] = True
 
     @property
+    def roles(self) -> tuple[str, ...]:
+        return (self.role,)
+
+    @property
     def experts(self) -> tuple[tuple[str, str], ...]:
-        return (("model", self.name),)
+        return ((self.role, self.name),)
 
     def __repr__(self) -> str:
         return f"ModelDit({self.name})"

@@ -3,7 +3,6 @@
     final = patches(dequantized base), in float32 by ComfyUI's own comfy.lora.calculate_weight; rounded once, by the writer
 Nothing is patched, loaded or moved: the walk only reads. ComfyUI's own calls for this fail with loaded, quantized and GGUF models.
 """
-import os
 import secrets
 import threading
 from collections import Counter
@@ -14,12 +13,12 @@ import torch
 
 from ..engine.bases.variant import detect
 from ..engine.errors import SourceError
-from ..engine.header import read_header
 from ..engine.specs import TensorSpec
+from . import patch_fit
 from .bakeable import PREFIX, check_bakeable
 from .complaints import Listening
 from .model_handle import AS_INTENDED, ModelDit
-from .preview import file_of
+from .model_role import config_of
 from .preview_adapter import is_leaf
 from .stored_weight import base_weight, dtype_of, is_lossy, kind_of, to_float32
 
@@ -37,7 +36,7 @@ class ModelSource:
         model = handle.model
         check_bakeable(model)
         self.model, self.path = model, handle.name
-        self.metadata = _metadata(model)
+        self.metadata = config_of(model)
         self.left_out: dict[str, int] = {}
         names = [name for name, _ in model.model.named_parameters() if name.startswith(PREFIX) and not name.endswith(INPUT_SCALES)]
         weights = {name.removeprefix(PREFIX): base_weight(model, name) for name in names}
@@ -48,6 +47,7 @@ class ModelSource:
         patched = [key for key in weights if PREFIX + key in model.patches]
         skipped = [key for key in patched if handle.ways != AS_INTENDED and not is_leaf(model, PREFIX + key.rpartition(".")[0])]
         self.skipped, self._patched = skipped, set(patched) - set(skipped)
+        self._check_patches(handle.name)
         self.name = " + ".join([handle.name, *self._patch_kinds()])   # as the base in the file's header: its LoRAs have no names
         self.complaints: list[str] = []
         self._token, self._lock = secrets.token_hex(16), threading.Lock()
@@ -97,17 +97,30 @@ class ModelSource:
         if self.skipped:
             lines.append(f"  as sampled: ComfyUI does not apply the patches of {len(self.skipped)} weights, nor are they saved: "
                          f"{', '.join(self.skipped)}; choose as intended to save them")
-        return [*lines, "  a MODEL has no identity: stopped, its save starts over, and it is saved again at each run"]
+        return [*lines, *(f"  {line}" for line in self.misfit_lines()),
+                "  a MODEL has no identity: stopped, its save starts over; it is saved again whenever Save Model runs, which "
+                "ComfyUI leaves out while it has the unchanged queue in its cache"]
+
+    def misfit_lines(self) -> list[str]:
+        """A line for each kind of patch of which some do not fit."""
+        return patch_fit.told(self._misfits, self._counts)
+
+    def _check_patches(self, name: str) -> None:
+        patches = {key: self.model.patches[PREFIX + key] for key in self._specs if key in self._patched}
+        self._counts = Counter(patch_fit.label(patch) for each in patches.values() for patch in each)
+        with torch.inference_mode():
+            self._misfits = patch_fit.misfits(patches, {key: self._specs[key].shape for key in patches})
+        patch_fit.check_some_fit(self._misfits, self._counts, name)
 
     def _patch_kinds(self) -> list[str]:
-        found = [patch for key in self._patched for patch in self.model.patches[PREFIX + key]]
-        kinds = Counter(f"{_kind(patch[1])} at {patch[0]:g}" for patch in found)
+        kinds = self._counts - Counter(each.kind for each in self._misfits)
         return [f"{count} patches of {kind}" for kind, count in sorted(kinds.items())]
 
     def _final(self, name: str) -> torch.Tensor:
         weight = to_float32(base_weight(self.model, name))
         if name.removeprefix(PREFIX) in self._patched:
-            with Listening(self.complaints):
+            known = any(each.key == name.removeprefix(PREFIX) for each in self._misfits)
+            with Listening([] if known else self.complaints):   # those that do not fit stay: ComfyUI itself leaves them out
                 weight = comfy.lora.calculate_weight(self.model.patches[name], weight, name, intermediate_dtype=torch.float32)
             weight = weight.to("cpu", torch.float32)
         place, _, last = name.rpartition(".")
@@ -133,28 +146,12 @@ def open_model(handle: ModelDit) -> ModelSource:
 
 def sources_of(dit) -> dict[str, ModelSource]:
     """Role -> source, for `plan_recipe`, of what a job carries: none for a dit of files."""
-    return {"model": open_model(dit)} if isinstance(dit, ModelDit) else {}
+    return {dit.role: open_model(dit)} if isinstance(dit, ModelDit) else {}
 
 
 def bake_lines(sources: dict[str, ModelSource]) -> list[str]:
-    """What ComfyUI complained of while it applied the patches: those were left out, as they are when it samples."""
-    return [f"note: ComfyUI: {line}" for source in sources.values() for line in dict.fromkeys(source.complaints)]
-
-
-def model_name(model) -> str:
-    """What to call a MODEL: its file, or what ComfyUI takes it for."""
-    return os.path.basename(file_of(model) or type(model.model.model_config).__name__)
-
-
-def _metadata(model) -> dict[str, str]:
-    """`config` of the file the MODEL was loaded from: ComfyUI's detection reads it, and the weights alone do not tell it."""
-    path = file_of(model)
-    if path is None or not path.lower().endswith(".safetensors") or not os.path.isfile(path):
-        return {}
-    return {key: value for key, value in read_header(path).metadata.items() if key == "config"}
-
-
-def _kind(patch: object) -> str:
-    if isinstance(patch, list):
-        return "a merged model"
-    return str(getattr(patch, "name", patch[0] if isinstance(patch, tuple) and len(patch) == 2 else "diff"))
+    """Patches that were left out, as they are when ComfyUI samples, and what else it complained of while it applied them."""
+    lines = [f"note: {line}" for source in sources.values() for line in source.misfit_lines()]
+    said = list(dict.fromkeys(line for source in sources.values() for line in source.complaints))
+    more = f" ({len(said)} such lines, see ComfyUI's log)" if len(said) > 1 else ""
+    return lines + [f"note: ComfyUI: {line}{more}" for line in said[:1]]

@@ -32,7 +32,8 @@ class Wan22MergePreview(io.ComfyNode):
             category="Wan 2.2 Master/2 merge",
             description="The merge as a MODEL, without a file: each weight is merged when ComfyUI loads it, by the very code "
                         "that saves it, so that preview and saved BF16 file are the same bits. Put other LoRA loaders behind "
-                        "it, never before.",
+                        "it, never before. A stop while the preview is loaded ends as an error in red, on purpose: ComfyUI's "
+                        "own interrupt there would leave the base half merged.",
             search_aliases=["preview", "live merge", "merge to model", "try merge", "dit to model", "sample merge"],
             inputs=[
                 sockets.Dit.Input("dit", tooltip="The model with its LoRAs, from Inject."),
@@ -89,7 +90,8 @@ def path_of(dit, expert: str) -> str:
     """File of one expert. Raises RecipeError when it is not loaded, SourceError when ComfyUI cannot load it as one file."""
     found = dict(dit.experts)
     if expert not in found:
-        raise RecipeError(f"merge preview: expert is {expert}, but loaded is {' and '.join(found)}; choose that")
+        loaded = "one file; choose model" if set(found) == {"model"} else f"{' and '.join(found)}; choose that"
+        raise RecipeError(f"merge preview: expert is {expert}, but loaded is {loaded}")
     if os.path.isdir(found[expert]) or found[expert].endswith(paths.INDEX):
         raise SourceError(f"{os.path.basename(found[expert])}: a model in several files, which ComfyUI cannot load as a MODEL; "
                           "save it as BF16 first, without LoRAs, and preview on that file")
@@ -132,6 +134,10 @@ def check_host(model, path: str, *, approximate: bool) -> None:
 def describe(preview: Preview, model) -> list[str]:
     """What a preview MODEL does, in words."""
     role, loras, now = preview.expert.role, len(preview.expert.entries), sum(key.startswith(PREFIX) for key in model.object_patches)
+    if not preview.keys:
+        name = "the model" if role == "model" else role
+        lines = [f"nothing is merged: no LoRA changes {name}; the MODEL is the base as it is"]
+        return lines + [f"note: {notice}" for notice in preview.plan.notices]
     head = (f"{len(preview.keys)} of {len(preview.expert.specs)} tensors{'' if role == 'model' else f' of {role}'} are merged with "
             f"{loras} LoRA{'s' * (loras != 1)} when ComfyUI loads the model, rounded as {preview.format_name}")
     lines = [head + (f"; {now} are merged already" if now else "")]

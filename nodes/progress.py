@@ -72,7 +72,7 @@ def stoppable() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def watched(node: str, device: str, stopped: str = "stopped at {share:.0%}") -> Iterator[Watch]:
-    """Run an engine call under a Watch, inside `stoppable`.
+    """Run an engine call under a Watch; its Stopped becomes ComfyUI's own interrupt, as by `stoppable`.
 
     device: kind of device that the engine computes on; unless it is cpu, models that ComfyUI holds on the card make room.
     stopped: what the node says when it is; {share} is how far it came.
@@ -80,9 +80,10 @@ def watched(node: str, device: str, stopped: str = "stopped at {share:.0%}") -> 
     watch = Watch(node)
     if device != "cpu":
         comfy.model_management.free_memory(CARD_BYTES, comfy.model_management.get_torch_device())
-    try:
-        with torch.inference_mode(mode=False):
-            yield watch
-    except Stopped:
-        watch.say(stopped.format(share=watch.share))
-        raise
+    with stoppable():
+        try:
+            with torch.inference_mode(mode=False):
+                yield watch
+        except Stopped:
+            watch.say(stopped.format(share=watch.share))
+            raise

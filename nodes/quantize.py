@@ -3,13 +3,15 @@ import comfy.model_management
 import comfy.model_patcher
 from comfy_api.latest import io
 
+from ..engine.bases.roles import Role
 from ..engine.errors import RecipeError
 from ..quant.formats import FORMATS, QUANTIZED
 from . import sockets
 from .bakeable import told
 from .handles import Job, Output
 from .model_handle import AS_INTENDED, AS_SAMPLED, ModelDit
-from .model_source import model_name, open_model
+from .model_role import model_name, role_of_model
+from .model_source import open_model
 from .preview_adapter import preview_of
 
 FIRST = next(iter(FORMATS))                        # what most people want, offered first
@@ -43,7 +45,9 @@ class Wan22Quantize(io.ComfyNode):
                             "small activations is then unknown: harmless above an rms of 0.03, 6 % at 0.01. 16-bit: multiplies in "
                             "16 bit; the file is as small, but not faster."),
                 io.Combo.Input("experts", options=list(EXPERTS), default=ALL,
-                               tooltip="Which experts get this format. all: every one that is loaded."),
+                               tooltip="Which experts get this format. all: every one that is loaded. A MODEL is the expert that "
+                                       "its file's metadata, name or folder tell; where they tell nothing, name it here: both "
+                                       "halves of a pair then get names of their own."),
                 sockets.Job.Input("more", optional=True,
                                   tooltip="Another Quantize of the same model: its formats are saved in the same run."),
                 io.Combo.Input("unsampled", options=[AS_SAMPLED, AS_INTENDED], default=AS_SAMPLED, advanced=True, optional=True,
@@ -60,12 +64,13 @@ class Wan22Quantize(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, format, activations, experts, more=None, unsampled=AS_SAMPLED) -> io.NodeOutput:
-        model, role, lines = taken(model, unsampled)
+        model, role, lines = taken(model, unsampled, experts)
         if role is not None and experts not in {ALL, role}:
             raise RecipeError(f"quantize: experts is {experts}, but the MODEL is a preview of {role}; choose {ALL}")
         experts = role or experts
         if more is not None and more.dit != model:
-            raise RecipeError("quantize: more comes from another model or merge; chain only Quantize nodes with the same dit")
+            raise RecipeError("quantize: more comes from another model or merge, or names another expert of it; chain only "
+                              "Quantize nodes with the same dit or MODEL, and for a MODEL the same experts")
         output, earlier = Output(format, ACTIVATIONS[activations], chosen_roles(model, experts)), more.outputs if more else ()
         check_once(output, earlier)
         outputs = (*earlier, output)
@@ -73,18 +78,27 @@ class Wan22Quantize(io.ComfyNode):
         return io.NodeOutput(Job(model, outputs), estimate, ui={"text": (estimate,)})
 
 
-def taken(model, unsampled: str) -> tuple[object, str | None, list[str]]:
+def taken(model, unsampled: str, experts: str = ALL) -> tuple[object, str | None, list[str]]:
     """(what the job carries, the expert where it is one of several, lines about it) of a dit or a MODEL.
 
-    A MODEL of Merge Preview stands for its dit: merged from the files, rounded once. Raises SourceError for what cannot be baked.
+    A MODEL of Merge Preview stands for its dit: merged from the files, rounded once. experts: names a MODEL that nothing else
+    tells. Raises SourceError for what cannot be baked.
     """
     if not isinstance(model, comfy.model_patcher.ModelPatcher):
         return model, None, []
     job = preview_of(model)
     if job is not None:
         return job.dit, job.role, ["a MODEL of Merge Preview: saved from its files, as its dit would be"]
-    handle = ModelDit(model, model_name(model), unsampled)
-    return handle, None, [*open_model(handle).describe(), *(f"  {line}" for line in told(model))]
+    found = role_of_model(model)
+    handle = ModelDit(model, model_name(model), unsampled, found.role or (experts if experts != ALL else "model"))
+    return handle, None, [*open_model(handle).describe(), expert_line(found, handle.role), *(f"  {line}" for line in told(model))]
+
+
+def expert_line(found: Role, role: str) -> str:
+    """Which expert a MODEL is saved as, and how that is known."""
+    if found.role is None and role == "model":
+        return f"  saved as a model of one file: {found.evidence}; of a pair, name its expert in experts"
+    return f"  saved as {role}, known by: {found.evidence if found.role else 'your choice'}"
 
 
 def chosen_roles(dit, experts: str) -> tuple[str, ...]:

@@ -31,7 +31,8 @@ from in_process import (
 )
 from wan22_master.nodes.bakeable import told
 from wan22_master.nodes.model_handle import AS_INTENDED, AS_SAMPLED, ModelDit
-from wan22_master.nodes.model_source import model_name, open_model
+from wan22_master.nodes.model_role import model_name, role_of_model
+from wan22_master.nodes.model_source import bake_lines, open_model
 
 FOUND: dict = {}
 LORA, STRENGTH = folder / "lora.safetensors", 0.8
@@ -231,11 +232,31 @@ def refusals() -> None:
     model.model_options["transformer_options"]["patches_replace"] = {"attn1": 1}
     model.add_object_patch("model_sampling", torch.nn.Identity())
     FOUND["told"] = told(model)
-    model.add_patches({f"{PREFIX}head.head.weight": ("diff", (torch.zeros(3, 3),))})
-    handle = ModelDit(model, "m")
-    source = open_model(handle)
-    source.read("head.head.weight")
-    FOUND["complaints"] = source.complaints
+
+
+def misfits(source: dict) -> None:
+    """A LoRA of which nothing, or only a part, fits: ComfyUI logs it, and samples without it."""
+    base = comfy.sd.load_diffusion_model(str(folder / "bf16.safetensors"))
+    wide = {key: torch.cat([value, value]) if key.endswith("lora_B.weight") else value for key, value in load_file(LORA).items()}
+    wide_model = comfy.sd.load_lora_for_models(base, None, wide, STRENGTH, 0.0)[0]
+    FOUND["no patch fits"] = error_of(open_model, ModelDit(wide_model, "m"))
+    one = "diffusion_model.blocks.0.ffn.0.lora_B.weight"
+    partly = load_file(LORA) | {one: wide[one]}
+    model = comfy.sd.load_lora_for_models(base, None, partly, STRENGTH, 0.0)[0]
+    left = open_model(ModelDit(model, "m"))
+    want = merged64({key: value.to(torch.bfloat16) for key, value in source.items()})
+    want["blocks.0.ffn.0.weight"] = source["blocks.0.ffn.0.weight"].to(torch.bfloat16).double()
+    found = {key: left.read(key) for key in want}
+    FOUND["some do not fit"] = {"error": error(found, want), "name": left.name, "lines": bake_lines({"model": left})}
+
+
+def roles() -> None:
+    """A MODEL is the expert that its file tells, with and without LoRAs on it."""
+    source = load_file(folder / "bf16.safetensors")
+    for name, metadata in (("some_high_noise", None), ("some_other", {"modelspec.timestep_range": "0,875"}), ("plain", None)):
+        save_file(source, folder / f"{name}.safetensors", metadata=metadata)
+        model = with_lora(comfy.sd.load_diffusion_model(str(folder / f"{name}.safetensors")))
+        FOUND[f"role {name}"] = role_of_model(model).role
 
 
 def main() -> None:
@@ -247,6 +268,8 @@ def main() -> None:
     merges_of_other_nodes(source)
     clones_and_threads()
     refusals()
+    misfits(source)
+    roles()
     sys.stdout.write(json.dumps(FOUND) + "\n")
 
 

@@ -29,7 +29,7 @@ from in_process import (
     write_model,
 )
 from wan22_master.engine.preview import Preview, settle
-from wan22_master.nodes.preview import base_of, check_host, describe
+from wan22_master.nodes.preview import base_of, check_host, describe, path_of
 from wan22_master.nodes.preview_adapter import PreviewAdapter, PreviewJob, preview_of, put_on
 
 ROLES, DIALECTS = ("high_noise", "low_noise"), ("native", "kohya", "native", "kohya", "native")
@@ -174,6 +174,8 @@ def on_a_card(experts: dict, passes: list) -> None:
     made = preview(experts, passes, "high_noise", budget=100_000)
     size = sum(made.expert.specs[key].numel * 2 for key in made.keys)
     card = types.SimpleNamespace(load_device=torch.device("cuda"), object_patches={}, model_size=lambda: size)
+    FOUND["no lora"] = describe(preview(experts, [], "high_noise"), card)[0]
+    FOUND["one file"] = error_of(path_of, types.SimpleNamespace(experts=(("model", "m"),)), "high_noise")
     total, spare = mm.get_total_memory, mm.minimum_inference_memory()
     for name, room in (("all", size), ("half", size // 2), ("none", 0)):
         mm.get_total_memory = lambda device, room=room: room + spare

@@ -1,10 +1,12 @@
 """Any MODEL can be saved: from every kind of base, with other nodes' patches, in float32, rounded once; or refused by name."""
 import hashlib
+import json
 import time
 
 import pytest
 from comfy_server import error_of, find_comfyui, text_of
 from graphs import HIGH, LIGHTNING, LOW, QUANTIZE, SAVE, STYLE, node, plain_loader, quantize, sampling, save
+from safetensors import safe_open
 from test_interrupt import BIG
 from test_preview import latent, probe
 from wan22_master.engine.synthetic import write_model
@@ -16,7 +18,7 @@ REFUSED = {"bypass": "a bypass LoRA acts beside the weights; use the normal LoRA
            "wrapper": "weight wrappers act on 1 weights at every use, first diffusion_model.blocks.0.ffn.0.weight",
            "hooks": "LoRA hooks change with the time of sampling", "module": "modules are replaced (diffusion_model.blocks.0)",
            "model_as_lora": "head.head.weight: a model used as a hook's LoRA", "injection": "injection other changes the modules"}
-BAKED = "my_mix_v1_t2v_d128_fp32.safetensors"
+BAKED = "my_mix_v1_t2v_high_noise_d128_fp32.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,23 @@ def test_what_cannot_become_weights_is_refused_by_name(probed, case):
 def test_what_only_acts_while_sampling_is_told(probed):
     assert probed["told"] == ["not stored: model_sampling; put those nodes (ModelSamplingSD3) behind the loaded file again",
                               "not stored, acts while sampling: patches_replace"]
-    assert "SHAPE MISMATCH" in probed["complaints"][0]
+
+
+def test_a_lora_of_which_nothing_fits_is_an_error_and_not_a_file_without_it(probed):
+    said = probed["no patch fits"]
+    assert said.startswith("SourceError: m: none of 20 patches of lora at 0.8 fits, first blocks.") and "weight (" in said
+
+
+def test_patches_that_do_not_fit_are_one_line_and_not_in_the_name(probed):
+    found = probed["some do not fit"]
+    assert found["error"] < FLOAT32 and found["name"] == "m + 19 patches of lora at 0.8"
+    [line] = found["lines"]
+    assert line.startswith("note: 1 of 20 patches of lora at 0.8 do not fit and are left out, as when ComfyUI samples, first: "
+                           "blocks.0.ffn.0.weight: weight (")
+
+
+def test_a_model_is_the_expert_that_its_file_tells(probed):
+    assert [probed[f"role {name}"] for name in ("some_high_noise", "some_other", "plain")] == ["high_noise", "low_noise", None]
 
 
 def merged(strength: float = 0.8) -> dict:
@@ -104,6 +122,24 @@ def test_two_formats_of_a_model_come_from_one_reading_and_the_same_bytes_again(c
     graph[SAVE]["inputs"]["subfolder"] = "again"
     clean.run(graph)
     assert [hashlib.sha256((clean.models() / "again" / name).read_bytes()).hexdigest() for name in names] == first
+
+
+def test_both_experts_saved_one_by_one_under_a_title_are_a_pair(clean):
+    for name, on_exists in ((HIGH, "overwrite"), (LOW, "overwrite")):
+        graph = baking({"40": plain_loader(name), "42": node("LoraLoaderModelOnly", model=["40", 0], lora_name=LIGHTNING,
+                                                             strength_model=1.0)}, "bf16", on_exists=on_exists)
+        outputs = clean.run(graph)
+        assert f"known by: file name '{name}'" in text_of(outputs, QUANTIZE)
+    made = {path.name: path for path in clean.models().iterdir() if path.name.startswith("my_mix")}
+    assert set(made) == {BAKED.replace("fp32", "bf16"), BAKED.replace("fp32", "bf16").replace("high", "low")}
+    for name, path in made.items():
+        role = "high_noise" if "high" in name else "low_noise"
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        assert json.loads(metadata["wan22_master"])["expert"] == role
+        assert metadata["modelspec.architecture"].startswith("wan2.2-t2v")
+    graph[QUANTIZE]["inputs"]["experts"] = "high_noise"
+    assert "experts is high_noise, but loaded is low_noise" in clean.fail(graph)
 
 
 def test_a_bypass_lora_is_refused_before_anything_is_written(clean):

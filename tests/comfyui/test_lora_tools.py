@@ -1,16 +1,20 @@
 """LoRAs that the tools wrote, in ComfyUI's own loader: every key is applied, and gives the delta that the trainer planted."""
 import json
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from comfy_server import PACK, find_comfyui, text_of
+from comfy_server import PACK, error_of, find_comfyui, text_of
 from graphs import HIGH as HIGH_FILE
 from graphs import INJECT, LOAD, LORA_2, STYLE, lora_pair, main_job, node
 from graphs import LOW as LOW_FILE
+from safetensors import safe_open
 from safetensors.torch import load_file
+from test_interrupt import BIG
 from tiny_models import TINY
+from wan22_master.engine.bases.roles import by_range, by_words
 from wan22_master.engine.bases.source import open_source
 from wan22_master.engine.loras.lora import open_lora
 from wan22_master.engine.loratools.convert import Conversion, convert, experts_of
@@ -167,6 +171,56 @@ def test_the_nodes_convert_merge_and_extract_into_the_lora_folder(comfy):
     assert "rank 4" in text_of(outputs, "3") and "60 tensors written" in text_of(outputs, "1")
     for path in [*made_files.values(), combined]:
         path.unlink()
+
+
+def test_a_converted_or_merged_half_keeps_its_expert_in_name_and_header_and_is_never_relabelled(comfy):
+    folder = comfy.models("loras")
+    mine = folder / "plainly.safetensors"          # its metadata alone tell that it is for high noise
+    mine.write_bytes(trainers.write_musubi(folder, name="musubi")[0].read_bytes())
+    comfy.free()
+    before = set(folder.rglob("*.safetensors"))
+    graph = {"1": defaults(comfy, "Wan22LoraConvert", lora=mine.name),
+             "2": {**lora_pair(STYLE)}, "3": defaults(comfy, "Wan22LoraMerge", stack=["2", 0], name="mixed_high_noise")}
+    graph["2"]["inputs"]["lora_low"] = "(none)"
+    assert "exact: the error is the rounding to bf16 alone" in text_of(comfy.run(graph), "3")
+    made_files = files_of(comfy, before)
+    assert set(made_files) == {"plainly_native_high_noise.safetensors", "mixed_high_noise.safetensors"}
+    with safe_open(made_files["mixed_high_noise.safetensors"], "pt") as file:
+        assert by_title_or_range(file.metadata()) == "high_noise"
+    low = graph["1"] | {"inputs": graph["1"]["inputs"] | {"halves": "low_noise"}}
+    said = comfy.fail({"1": low})
+    assert f"{mine.name}: halves takes it for low_noise, but it is made for high_noise (metadata modelspec.timestep_range" in said
+    twice = graph["1"] | {"inputs": graph["1"]["inputs"] | {"lora_low": mine.name, "to": "omi"}}
+    assert "found the same file twice" in comfy.fail({"1": twice})
+    twice["inputs"]["halves"] = "split"
+    assert "halves is split, but lora_low is to be joined" in comfy.fail({"1": twice})
+    for path in [*made_files.values(), *folder.glob("musubi*"), mine]:
+        path.unlink()
+
+
+def by_title_or_range(metadata: dict[str, str]) -> str | None:
+    """The expert by the header, whatever the file is called."""
+    found = by_range(metadata) or by_words("title", metadata.get("modelspec.title", ""))
+    return found and found.role
+
+
+def test_a_stop_of_a_tool_is_an_interrupt_and_leaves_nothing(comfy):
+    names = ("stop_tuned.safetensors", "stop_base.safetensors")
+    for name in names:
+        write_model(comfy.models() / name, BIG, name)
+    comfy.free()
+    before = set(comfy.models("loras").rglob("*"))
+    graph = {str(number): node("Wan22LoadDualDiT", high_noise=name, low_noise="(none)", allow_quantized_source=False)
+             for number, name in enumerate(names)}
+    graph["out"] = defaults(comfy, "Wan22LoraExtract", tuned=["0", 0], base=["1", 0], rank=256)
+    prompt, give_up = comfy.queue(graph), time.monotonic() + 60
+    while set(comfy.models("loras").rglob("*")) == before and time.monotonic() < give_up:
+        time.sleep(0.005)
+    comfy.post("/interrupt", {})
+    assert error_of(comfy.wait(prompt)) == "interrupted"
+    assert set(comfy.models("loras").rglob("*")) == before
+    for name in names:
+        (comfy.models() / name).unlink()
 
 
 def test_extract_refuses_two_different_experts_and_finds_what_is_between_two_models(comfy):

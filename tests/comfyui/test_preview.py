@@ -89,6 +89,11 @@ def test_the_node_tells_what_each_step_reads_again(probed):
     assert 0.1 < half < none < 3 and probed["card holds none"].split()[6] == "MB"   # weights of 1.5 MB, 0.1 MB of it kept
 
 
+def test_a_preview_without_loras_and_a_wrong_expert_are_told_in_plain_words(probed):
+    assert probed["no lora"] == "nothing is merged: no LoRA changes high_noise; the MODEL is the base as it is"
+    assert probed["one file"] == "RecipeError: merge preview: expert is high_noise, but loaded is one file; choose model"
+
+
 def previews(**changes) -> tuple[dict, dict]:
     options = {"saved_as": "bf16", "cache_gb": 8.0, "approximate": False, "device": "auto"} | changes
     return tuple(node("Wan22MergePreview", dit=[INJECT, 0], expert=role, **options) for role in ROLES)
@@ -147,6 +152,11 @@ def test_quantize_saves_a_preview_model_as_its_dit(clean):
     outputs = clean.run(job)
     assert "a MODEL of Merge Preview: saved from its files" in text_of(outputs, QUANTIZE)
     assert [hashlib.sha256((clean.models() / "again" / name).read_bytes()).hexdigest() for name in FILES] == want
+    behind = dict(job) | {"55": node("LoraLoaderModelOnly", model=["53", 0], lora_name=LIGHTNING, strength_model=0.5)}
+    behind["54"] = {**job["54"], "inputs": {**job["54"]["inputs"], "model": ["55", 0]}}
+    behind[SAVE], behind[QUANTIZE] = main_job(subfolder="behind")[SAVE], behind["54"]
+    assert "saved as low_noise, known by: the Merge Preview on it" in text_of(clean.run(behind), QUANTIZE)
+    assert [path.name for path in (clean.models() / "behind").iterdir()] == [FILES[1]]
     job["54"]["inputs"]["experts"] = "high_noise"
     assert "the MODEL is a preview of low_noise; choose all" in clean.fail(job)
 

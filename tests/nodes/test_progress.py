@@ -45,3 +45,9 @@ def test_a_stop_of_the_engine_is_an_interrupt_of_comfyui_and_the_node_says_how_f
         watch.share = 0.5
         raise Stopped("stopped")
     assert comfy.said == [("stopped at 50%", "7")]
+
+
+def test_watched_alone_makes_an_interrupt_of_a_stop_so_that_no_node_can_forget_it(comfy):
+    with pytest.raises(Interrupted), comfy.watched("7", "cpu", "stopped; nothing was written"):
+        raise Stopped("stopped")
+    assert comfy.said == [("stopped; nothing was written", "7")]
