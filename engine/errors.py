@@ -7,7 +7,7 @@ MergeError
   - RecipeError    a recipe that says something impossible
   - PlanError      a target that cannot be written: disk, name, folder
   - TensorError    one tensor failed; carries its key and the stage
-Stopped is none of them: the user asked for it, and the job is kept for resuming.
+Stopped is none of them: the user asked for it, and what can be resumed is kept.
 """
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,7 +53,7 @@ class TensorError(MergeError):
 
 
 class Stopped(Exception):
-    """`should_stop()` said yes; what is finished stays on disk for resuming."""
+    """`should_stop()` said yes; what can be resumed stays on disk."""
 
 
 @contextmanager

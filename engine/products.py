@@ -2,13 +2,15 @@
 
 oneDNN's float32 product runs at twice the rate of MKL's on AMD's processors (docs/log.md, Products); torch.mm takes MKL. It is
 reached through the operator that torch.compile emits for linear layers (aten/src/ATen/native/mkldnn/Linear.cpp). Where a build of
-torch has none, or it fails its test, torch.mm it is. The choice depends on the build alone, so equal machines give equal bytes.
+torch has none, or it fails its test, torch.mm it is, on one thread: MKL shares a product out by the number of threads, which shows
+in the last bits; oneDNN's are the same for any. The choice depends on the build alone, so equal machines give equal bytes.
 """
 from collections.abc import Callable
 from functools import cache
 
 import torch
 
+from .bands import one_thread
 from .device import full_float32
 
 
@@ -18,7 +20,10 @@ def multiply(left: torch.Tensor, right_t: torch.Tensor) -> torch.Tensor:
     left: (rows, inner), right_t: (columns, inner); float32 on one device, fast when contiguous.
     """
     operator = _linear() if left.device.type == "cpu" and left.numel() and right_t.numel() else None
-    return torch.mm(left, right_t.t()) if operator is None else operator(left, right_t, None, "none", [], "")
+    if operator is not None:
+        return operator(left, right_t, None, "none", [], "")
+    with one_thread():
+        return torch.mm(left, right_t.t())
 
 
 @cache

@@ -13,12 +13,13 @@ from ..specs import TensorSpec
 from .scratch import Scratch
 
 CPU = torch.device("cpu")
-UNKNOWABLE = {"base": "depends on the weights of the base", "transform": "depends on what is merged before it"}
+UNKNOWABLE = {"base": "depends on the weights of the base", "transform": "depends on what is merged before it",
+              "comfyui": "compat comfyui applies this kind to whole tensors of the base"}
 
 
 @dataclass(frozen=True)
 class Member:
-    """What one entry of the recipe adds: the sum of its deltas, times its strength."""
+    """What one entry of the recipe adds: the sum of its deltas, times its strength. No deltas: nothing that is known."""
 
     who: int
     strength: float
@@ -81,10 +82,13 @@ def open_layer(key: str, spec: TensorSpec, contributions: list[tuple[int, Contri
     """
     members, left_out = [], []
     for who, what in contributions:
-        left_out += [(who, module.kind, UNKNOWABLE[module.form]) for module in what.modules if module.form in UNKNOWABLE]
-        known = [module for module in what.modules if module.form not in UNKNOWABLE]
+        modules = [module.plain(what.lora, spec.shape) if module.form == "comfyui" else module for module in what.modules]
+        left_out += [(who, module.kind, UNKNOWABLE[module.form]) for module in modules if module.form in UNKNOWABLE]
+        known = [module for module in modules if module.form not in UNKNOWABLE]
         if known:
             members.append(Member(who, what.strength, [module.load(what.lora, spec.shape, CPU) for module in known]))
+    if not members:                                # everything is left out; a layer has one member at least
+        members.append(Member(contributions[0][0], contributions[0][1].strength, []))
     return Layer(key, flat_shape(spec.shape), members, left_out)
 
 

@@ -21,6 +21,7 @@ from ..merging.combine.select import Cut, as_matrix
 from ..recipes.recipe_parts import Mix
 from ..recipes.scope import factor
 from ..specs import TensorSpec
+from .baked import metadata_of
 from .unlike import told, unlike
 from .whole import Whole, angle, search
 
@@ -31,7 +32,8 @@ class MixedSource:
     def __init__(self, base: Source, others: list[Source], mix: Mix, role: str):
         self.base, self.others, self.mix = base, others, mix
         self.strength = mix.strength.get(role, 1.0)
-        self.path, self.name, self.metadata, self.left_out = base.path, base.name, base.metadata, base.left_out
+        self.path, self.name, self.left_out = base.path, base.name, base.left_out
+        self.metadata = metadata_of(base.metadata, [source.metadata for source in others]) if self.strength else base.metadata
         self.lossy = next((source.lossy for source in (base, *others) if source.lossy), None)
         self._specs = {key: base.spec(key) for key in list(base.keys())}
         self.extra = {source.name: [key for key in list(source.keys()) if key not in self._specs] for source in others}

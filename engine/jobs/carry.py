@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ..bands import take_one_thread
 from ..device import Device
 from ..errors import at
 from ..memory import Peak
@@ -34,7 +35,7 @@ def carry_all(line: Line, expert: ExpertPlan, keys: list[str], sinks: list[Outpu
     todo = [key for key in keys if not sinks or not all(sink.has(key) for sink in sinks)]
     rows = {key: sinks[0].writer.done[key] for key in keys if sinks and sinks[0].has(key)}
     ride.clock.skip(stored_bytes(expert, keys) - stored_bytes(expert, todo))
-    with ReadAhead(expert.source, todo) as ahead, ThreadPoolExecutor(1, "wan22-factors") as loader:
+    with ReadAhead(expert.source, todo) as ahead, _loader() as loader:
         changes = [loader.submit(_change, line, expert, key) for key in todo[:1]]
         for number, key in enumerate(todo):
             ahead.now(number)
@@ -46,6 +47,12 @@ def carry_all(line: Line, expert: ExpertPlan, keys: list[str], sinks: list[Outpu
             peak.look()
             ride.clock.advance(expert.source.nbytes(key), expert.role, key, "write" if sinks else "measure")
     return rows
+
+
+def _loader() -> ThreadPoolExecutor:
+    """The thread that reads LoRAs. One torch thread, as the line's workers, whose end puts torch's count back: the products of
+    loading (gates, limits, Gram matrices) are then the same bits in every process."""
+    return ThreadPoolExecutor(1, "wan22-factors", initializer=take_one_thread)
 
 
 def stored_bytes(expert: ExpertPlan, keys: list[str]) -> int:

@@ -1,11 +1,11 @@
 """One expert of a plan: its base, and which LoRA changes which of its tensors. From headers alone."""
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .. import precision
 from ..loras import energies
-from ..loras.alpha import METADATA, SIBLING
+from ..loras.configured import configured
 from ..loras.dialects import Index
 from ..loras.ledger import Ledger, match
 from ..loras.ledger_comfyui import match_comfyui
@@ -33,6 +33,7 @@ class ExpertPlan:
     outputs: list = field(default_factory=list)
     rules: Rules = field(default_factory=Rules)
     matched: list[tuple[LoraFile, Ledger]] = field(default_factory=list)   # by entry number
+    rs_lora: list[bool | None] = field(default_factory=list)               # by entry number: the user's word
 
     @property
     def block_linears(self) -> set[str]:
@@ -91,6 +92,7 @@ def _enter(plan: ExpertPlan, ledger: Ledger, asked: Contribution, entry: LoraEnt
     """One matched LoRA into the plan: its entry, its ledger, what it adds to which tensor. of_pass: the pass, and the strength."""
     (each, strength), who = of_pass, len(plan.entries)
     plan.matched.append((asked.lora, ledger))
+    plan.rs_lora.append(entry.rs_lora)
     plan.entries.append(Entry(asked.lora.name, asked.pass_number, each.name, asked.protected))
     plan.ledgers.append(_told(ledger, asked, each, strength))
     for key, modules in ledger.applied.items():
@@ -101,12 +103,12 @@ def _enter(plan: ExpertPlan, ledger: Ledger, asked: Contribution, entry: LoraEnt
 
 def _told(ledger: Ledger, asked: Contribution, each: Pass, strength: float) -> dict:
     """A ledger as the report shows it."""
-    lora, where = asked.lora, {each.split(",")[0] for each in ledger.alpha_from}
+    lora = asked.lora
     return {
         "lora": lora.name, "sha256": asked.sha256, "pass": each.name, "method": asked.method, "strength": strength,
         "protected": asked.protected, "rank": lora.rank, "alpha_over_rank": list(ledger.alpha_over_rank),
         "alpha_from": list(ledger.alpha_from),
-        "adapters": {name: asdict(one) for name, one in lora.adapters.items()} if where & {METADATA, SIBLING} else {},
+        "adapters": configured(lora, ledger),
         "distillation": lora.is_distillation, "kinds": ledger.kinds, "dialects": dict(ledger.dialects),
         "keys": len(lora.header.entries), "applied": len(ledger.applied_keys), "converted": len(ledger.converted),
         "tensors": len(ledger.applied), "elsewhere": len(ledger.elsewhere),
@@ -119,10 +121,22 @@ def weigh(plan: ExpertPlan, folder: Path, strict_share: float | None, tick: Call
     """What share of each LoRA's energy is applied, converted, for the other expert, or refused, into the plan's ledgers.
 
     folder: where energies are kept; strict_share: raise LoraError where more than this share is refused, None: never; tick may
-    raise to stop.
+    raise to stop. Raises LoraError for a delta that overflows float32.
     """
-    for (lora, ledger), told in zip(plan.matched, plan.ledgers, strict=True):
+    for who, ((lora, ledger), told) in enumerate(zip(plan.matched, plan.ledgers, strict=True)):
         if ledger.groups:
-            told["energies"] = energies.measure(lora, ledger, energies.EnergyCache(folder, told["sha256"], lora), tick)
+            cache = energies.EnergyCache(folder, told["sha256"], lora, rs_lora=plan.rs_lora[who])
+            told["energies"] = energies.measure(lora, ledger, cache, tick)
+            energies.check_sizes(lora, ledger, cache, _strengths(plan, who))
             if strict_share is not None:
                 energies.check_strict(ledger, strict_share, lora.name)
+
+
+def _strengths(plan: ExpertPlan, who: int) -> dict[str, float]:
+    """Key of one LoRA's file -> the largest |strength| of what it is merged into. Classic computes its delta at strength 1."""
+    found: dict[str, float] = {}
+    for what in (what for whats in plan.contributions.values() for number, what in whats if number == who):
+        strength = max(abs(what.strength), 1.0 if what.method == "classic" else 0.0)
+        for key in (key for module in what.modules for key in module.keys):
+            found[key] = max(strength, found.get(key, 0.0))
+    return found

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from .. import precision
-from ..recipes.recipe import Output, Pass, Recipe
+from ..recipes.recipe import Mix, Output, Pass, Recipe
 from ..specs import TensorSpec
 from ..version import ENGINE, MERGE
 from . import layout, metadata
@@ -65,22 +65,33 @@ def identify(recipe: Recipe, expert: ExpertPlan, output: Output, sha256: dict[st
     changes the header's words, not the job.
     """
     role = expert.role
-    mine = [(lora.files[role], lora.strength.get(role, 1.0), lora.resolved, lora.protected, lora.rs_lora, lora.scope, _rules(each))
-            for each in recipe.passes for lora in each.loras if role in lora.files]
-    sources = [*expert.source.identity()["files"], *({"name": os.path.basename(path), "sha256": sha256[path]} for path, *_ in mine)]
-    asked = {"role": role, "format": output.format, "activations": output.activations, "passes": [how for _, *how in mine],
+    paths = [lora.files[role] for each in recipe.passes for lora in each.loras if role in lora.files]
+    mix, others = _mix(recipe.mix, role)
+    sources = [*expert.source.identity()["files"], *({"name": os.path.basename(path), "sha256": sha256[path]} for path in paths)]
+    asked = {"role": role, "format": output.format, "activations": output.activations, "mix": mix,
+             "passes": [told for each in recipe.passes if (told := _pass(each, role))["loras"]],
              "compat": recipe.compat, "normalize": recipe.normalize,
              "said": [recipe.title, recipe.title_version, recipe.date, recipe.save.metadata, recipe.save.lora_names]}
-    wish = _digest({**asked, "base": recipe.experts[role], "loras": [path for path, *_ in mine]})
+    wish = _digest({**asked, "base": recipe.experts[role], "others": others, "loras": paths})
     header = hashlib.sha256(lay_out(recipe, expert, output, sha256).header).hexdigest()
     content = {"merge": MERGE, "torch": torch.__version__, "device": device, "sources": sources, "asked": asked, "header": header,
-               "adapters": [each["adapters"] for each in expert.ledgers]}   # alphas that lie in a file beside a LoRA
+               "adapters": [each["adapters"] for each in expert.ledgers]}   # what lies in a file beside a LoRA
     return _digest(content), wish, sources
 
 
-def _rules(each: Pass) -> dict:
-    """What a pass does to each of its LoRAs."""
-    return {name: value for name, value in asdict(each).items() if name not in {"loras", "name", "method", "gate_distillation"}}
+def _pass(each: Pass, role: str) -> dict:
+    """What a pass does to this expert: its rules, and its LoRAs without their paths. Where one pass ends and the next begins
+    decides what is combined with what; the number of a pass decides nothing."""
+    rules = {name: value for name, value in asdict(each).items() if name not in {"loras", "name", "method", "gate_distillation"}}
+    return {**rules, "loras": [[lora.strength.get(role, 1.0), lora.resolved, lora.protected, lora.rs_lora, lora.scope]
+                               for lora in each.loras if role in lora.files]}
+
+
+def _mix(mix: Mix | None, role: str) -> tuple[dict | None, tuple[str, ...]]:
+    """(what is done to this expert's base before any LoRA, paths of the checkpoints it is mixed with)."""
+    if mix is None or role not in mix.files:
+        return None, ()
+    return {**asdict(mix), "files": len(mix.files[role]), "strength": mix.strength.get(role, 1.0)}, mix.files[role]
 
 
 def _digest(value: dict) -> str:

@@ -70,8 +70,7 @@ def with_finished(reports: Path, expert: ExpertPlan, told: dict) -> dict:
 
 
 def _meter_path(reports: Path, expert: ExpertPlan) -> Path:
-    asked = [(key, number, [(module.keys, getattr(module, "factor", 1.0)) for module in what.modules],
-              repr(replace(what, lora=None, modules=[], gated=None)))
+    asked = [(key, number, [*map(repr, what.modules)], repr(replace(what, lora=None, modules=[], gated=None)))
              for key, whats in sorted(expert.contributions.items()) for number, what in whats]
     content = {"merge": MERGE, "role": expert.role, "source": expert.source.identity()["files"], "ledger": expert.ledgers,
                "passes": [entry.pass_number for entry in expert.entries], "asked": asked, "rules": repr(expert.rules)}

@@ -5,7 +5,7 @@
 
 The first that says it counts: the module's own alpha tensor; the file's metadata `lora_adapter_metadata` (diffusers, from 0.35 on,
 writes no alpha tensors); `adapter_config.json` in the folder of a PEFT LoRA; else alpha is the rank. Both configurations are PEFT's
-LoraConfig (peft_config.py).
+LoraConfig, or its LoHaConfig or LoKrConfig, which scale by alpha / rank too (peft_config.py).
 
 Whether a LoRA is an rs-LoRA leaves no trace in its tensors. LyCORIS stores such an alpha times sqrt(rank), so the plain formula is
 right for it. So the configuration decides, or the user (`match`), and nothing is guessed from names of keys.

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,14 +21,20 @@ from .ledger import Group, Ledger
 if TYPE_CHECKING:
     from .lora import LoraFile
 
-VERSION = 1                                        # of what adapters.energy computes
+VERSION = 2                                        # of what adapters.energy computes
+OVERFLOW = "the delta overflows float32; the file is damaged or its training diverged, replace it"
+LARGEST = 3e38                                     # |delta|_F of a delta that nothing in float32 (3.4e38) can go on with
 
 
 class EnergyCache:
-    """Energies of one LoRA's modules, kept in `folder/energy-<content>.json`; None keeps them for this object's life only."""
+    """Energies of one LoRA's modules, kept in `folder/energy-<content>.json`; None keeps them for this object's life only.
 
-    def __init__(self, folder: Path | None, sha256: str, lora: "LoraFile"):
-        said = [VERSION, sha256, {name: asdict(each) for name, each in lora.adapters.items()}]
+    rs_lora: the user's word, as for `match`.
+    """
+
+    def __init__(self, folder: Path | None, sha256: str, lora: "LoraFile", *, rs_lora: bool | None = None):
+        self.rs_lora = rs_lora
+        said = [VERSION, sha256, rs_lora, {name: asdict(each) for name, each in lora.adapters.items()}]
         content = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
         self.path = None if folder is None else Path(folder) / f"energy-{content}.json"
         found = None if self.path is None else read_json(self.path)
@@ -39,10 +45,9 @@ class EnergyCache:
         """Energy of the parts of one module; None where the file alone cannot tell."""
         name = "\n".join(sorted(parts.values()))
         if name not in self.known:
-            found = energy(lora, parts)
+            found = energy(lora, parts, rs_lora=self.rs_lora)
             if found is not None and not math.isfinite(found):
-                raise LoraError(f"{lora.name}: {min(parts.values())}: the delta overflows float32; the file is damaged or its "
-                                "training diverged, replace it")
+                raise LoraError(f"{lora.name}: {min(parts.values())}: {OVERFLOW}")
             self.known[name], self.is_changed = found, True
         return self.known[name]
 
@@ -78,6 +83,18 @@ def measure(lora: "LoraFile", ledger: Ledger, cache: EnergyCache, tick: Callable
     ledger.energies = {"total": total, **states, "refused": dict(sorted(share.items(), key=lambda item: -item[1])),
                        "lost": lost / meant if meant else 0.0, "unweighed": dict(unweighed)}
     return ledger.energies
+
+
+def check_sizes(lora: "LoraFile", ledger: Ledger, cache: EnergyCache, strengths: Mapping[str, float]) -> None:
+    """Raises LoraError where the delta of a module overflows float32 by its norm, so that no job is begun for it.
+
+    strengths: key of the file -> the largest |strength| it is multiplied by; keys that are not merged are not in it.
+    """
+    for group in ledger.groups:
+        strength = max((strengths.get(key, 0.0) for key in group.parts.values()), default=0.0)
+        value = cache.of(lora, group.parts) if strength else None
+        if value is not None and math.sqrt(value) * strength > LARGEST:
+            raise LoraError(f"{lora.name}: {min(group.parts.values())}: {OVERFLOW}, or lower the strength")
 
 
 def _name(group: Group) -> str:

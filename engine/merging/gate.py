@@ -7,6 +7,7 @@ rounded between LoRAs; both made the result depend on the order):
     limit     = 0.08 if new else 0.05                     if the largest kept |X| exceeds it, the whole X is scaled to it
 Source: darksidewalker/dasiwa-wan2.2-master, engine.py, commits 252d6e2 to e025862.
 """
+import math
 from dataclasses import dataclass
 
 import torch
@@ -74,8 +75,13 @@ def moments(band: torch.Tensor) -> Moments:
     return Moments(wide.numel(), wide.sum().item(), magnitude.sum().item(), torch.dot(wide, wide).item(), magnitude.amax().item())
 
 
-def decide(delta: Moments, base: Moments, constants: ClassicConstants) -> Gate:
-    """The gate of one delta. delta: moments of X; base: moments of the original weight."""
+def decide(delta: Moments, base: Moments, constants: ClassicConstants, name: str = "") -> Gate:
+    """The gate of one delta. delta: moments of X; base: moments of the original weight; name: of the LoRA.
+
+    Raises ValueError for a delta that is not finite: an endless threshold would let nothing of it pass, and say nothing.
+    """
+    if not math.isfinite(delta.total_sq):
+        raise ValueError(f"the delta overflows float32; lower the strength, or replace the LoRA {name}".rstrip())
     is_new = delta.variance > constants.novelty * base.variance
     threshold = (constants.sensitivity_new if is_new else constants.sensitivity_refine) * delta.mean_abs
     limit = constants.limit_new if is_new else constants.limit_refine

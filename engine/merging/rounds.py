@@ -45,7 +45,7 @@ def _gate(change: "Change", whole: torch.Tensor, run: Run, bands: list[Rows]) ->
     base = sum(run(lambda rows: moments(whole[rows[0]:rows[1]]), bands), Moments())
     seen = run(lambda rows: [_moments(change, term, rows) for term in gated], bands)
     for term, parts in zip(gated, zip(*seen, strict=True), strict=True):
-        term.gate = decide_gate(sum(parts, Moments()), base, term.contribution.constants)
+        term.gate = decide_gate(sum(parts, Moments()), base, term.contribution.constants, term.contribution.lora.name)
 
 
 def _moments(change: "Change", term: Term, rows: Rows) -> Moments:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from .. import strict_json
+from ..bases.shards import find_files
 from ..errors import RecipeError
 from ..header import read_header
 from .recipe import Recipe, parse
@@ -52,11 +53,16 @@ def describe(recipe: Recipe, role: str, base: str, format_name: str, hashes: lis
     [output] = [each for each in recipe.outputs if each.format == format_name and role in each.experts]
     mix = found.get("mix")
     if mix and role in mix["files"]:
-        files = {role: [os.path.basename(path) for path in recipe.mix.files[role]]}
+        files = {role: [_public_name(path) for path in recipe.mix.files[role]]}
         kept["mix"] = {**mix, "files": files, "strength": {role: mix["strength"].get(role, 1.0)}}
     return {**kept, "experts": {role: base}, "passes": passes,
             "outputs": [{"format": output.format, "activations": output.activations, "experts": [role]}],
             "save": {"metadata": recipe.save.metadata, "lora_names": recipe.save.lora_names}}
+
+
+def _public_name(path: str) -> str:
+    """As `metadata.public_name`: never the name of a folder."""
+    return os.path.basename(find_files(path).files[0] if os.path.isdir(path) else path)
 
 
 def describe_whole(recipe: Recipe, role: str, format_name: str, hashes: list[str]) -> dict:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from ..bases.role_words import find_words, swap
 from ..errors import RecipeError
 from . import embedded
+from .interleave import interleave
 from .recipe import Recipe, parse
 from .recipe_parts import LoraEntry, Pass
 
@@ -81,7 +82,9 @@ def _hashed(entries: list[tuple[int, LoraEntry]], asked: str) -> list[int]:
 
 def join(high: Recipe, low: Recipe) -> Recipe:
     """One recipe for the pair from one for each expert. Passes of equal number and rules become one, and so do LoRAs whose names
-    are partners. What is said of the whole merge must be the same in both. Raises RecipeError where it is not."""
+    are partners, where that leaves the order in either half as it is: slerp, rotations and ComfyUI's rounding depend on it. What
+    is said of the whole merge must be the same in both. Raises RecipeError where it is not.
+    """
     for name in ("compat", "normalize", "strict", "strict_share", "allow_twice", "allow_quantized_source", "title_version", "date"):
         one, other = getattr(high, name), getattr(low, name)
         if one != other:
@@ -111,14 +114,14 @@ def _join_passes(high: Pass, low: Pass) -> list[Pass]:
         return [high if high.loras else low]
     if replace(high, loras=(), name="") != replace(low, loras=(), name=""):
         return [high, low]
-    left, loras = list(low.loras), []
-    for lora in high.loras:
-        mate = next((each for each in left if _are_partners(lora, each)), None)
-        if mate is not None:
-            left.remove(mate)
-            lora = replace(lora, **{name: getattr(lora, name) | getattr(mate, name) for name in ("files", "strength", "sha256")})
-        loras.append(lora)
-    return [replace(high, loras=(*loras, *left))]
+    return [replace(high, loras=tuple([_one(*both) for both in interleave(high.loras, low.loras, _are_partners)]))]
+
+
+def _one(high: LoraEntry | None, low: LoraEntry | None) -> LoraEntry:
+    """An entry for both experts, or that of the only one."""
+    if high is None or low is None:
+        return high or low
+    return replace(high, **{name: getattr(high, name) | getattr(low, name) for name in ("files", "strength", "sha256")})
 
 
 def _are_partners(high: LoraEntry, low: LoraEntry) -> bool:

@@ -3,12 +3,13 @@
 import itertools
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from wan22_master.engine.bands import BAND_ELEMENTS, TILE_ROWS, Workers, band_rows, split
+from wan22_master.engine.bands import BAND_ELEMENTS, TILE_ROWS, Workers, band_rows, one_thread, split, take_one_thread
 
 BANDS = [(n, n + 1) for n in range(60)]
 
@@ -97,6 +98,33 @@ def test_a_band_is_computed_with_one_torch_thread_and_without_autograd_and_both_
         thread.start()
         thread.join()
         assert later == [2] and torch.get_num_threads() == 2 and not torch.is_inference_mode_enabled()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_one_thread_is_the_callers_own_choice_and_put_back():
+    before = torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            with pytest.raises(KeyError), one_thread():
+                assert torch.get_num_threads() == 1
+                raise KeyError
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_worker_keeps_to_one_torch_thread_whatever_is_set_elsewhere():
+    before, gate = torch.get_num_threads(), threading.Event()
+    try:
+        with ThreadPoolExecutor(1, initializer=take_one_thread) as pool:
+            waiting = pool.submit(gate.wait, 5)
+            while not waiting.running():               # its thread has been started
+                time.sleep(0.001)
+            torch.set_num_threads(3)
+            gate.set()
+            assert pool.submit(torch.get_num_threads).result() == 1
     finally:
         torch.set_num_threads(before)
 

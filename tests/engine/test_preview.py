@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from wan22_master.engine.errors import PlanError, SourceError, Stopped, TensorError
+from wan22_master.engine.jobs import carry
 from wan22_master.engine.jobs.plan import plan_recipe
-from wan22_master.engine.preview import Preview
+from wan22_master.engine.preview import Preview, settle
 from wan22_master.tests.engine import tiny
 
 KEY = "blocks.0.ffn.0.weight"
@@ -40,6 +41,42 @@ def test_every_tensor_is_the_saved_one_bit_for_bit(tmp_path, merge, method, name
             assert preview.stored_dtype(key) == tensor.dtype
             assert tiny.same_bits(preview.merged(key), tensor.float())
             assert key in preview.keys or tiny.same_bits(tensor, base[key])   # what is not named needs no patch
+
+
+def test_adaptive_with_the_limiter_acting_is_the_saved_one_on_any_number_of_threads(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny, "DIM", 512)                                  # where MKL shares a product of factors out
+    load, seen = carry.load_change, []
+
+    def watched(key, *more):
+        change = load(key, *more)
+        seen.append((key, torch.get_num_threads(), [term.adaptive for term in change.terms]))
+        return change
+
+    monkeypatch.setattr(carry, "load_change", watched)
+    layers, model = tiny.linears(1)[:3], tiny.save(tmp_path / "m.safetensors", tiny.base(blocks=1))
+    shared, loras = tiny.lora(99, layers, rank=7, size=1e-2), []
+    for number in range(10):
+        tensors = tiny.lora(number, layers, rank=7, size=1e-2)
+        tensors = {key: tensor + shared[key] / 2 for key, tensor in tensors.items()}
+        loras.append(tiny.save(tmp_path / f"{number}.safetensors", tensors))
+    asked = [{"loras": [{"files": {"model": path}} for path in loras], "method": "adaptive"}]
+    wish, before = tiny.recipe(tmp_path / "out", {"model": model}, passes=asked, formats=["fp32"]), torch.get_num_threads()
+    report = tiny.go(wish, tmp_path / "reports")["experts"][0]
+    saved = load_file(report["outputs"][0]["path"])
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            plan = plan_recipe(wish, tmp_path / "reports")
+            settle(plan, "model", reports=tmp_path / "reports")
+            preview = Preview(plan, "model", format_name="fp32")
+            for key in (f"{layer}.weight" for layer in layers):
+                assert torch.equal(preview.merged(key), saved[key]) and torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert len(seen) == 4 * len(layers)
+    for key, threads, told in seen:
+        assert threads == 1 and told == next(first for each, _, first in seen if each == key)   # every norm and factor to the bit
+        assert all(one["limits"]["new"]["factor"] < 1 and one["limits"]["new"]["exact"] for one in told)
 
 
 def test_keys_are_what_the_merge_changes_and_what_is_saved_in_another_dtype(tmp_path, merge):

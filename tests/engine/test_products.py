@@ -33,6 +33,21 @@ def test_the_bits_depend_on_nothing_but_the_numbers():
         torch.set_num_threads(threads)
 
 
+def test_torchs_own_product_depends_on_no_thread_count_either(monkeypatch):
+    monkeypatch.setattr(products, "_linear", lambda: None)
+    before = torch.get_num_threads()
+    try:
+        for shape in ((7, 512, 63), (4, 512, 36), (24, 2048, 24)):         # as MKL shares them out, by twos and by fours
+            found = []
+            for count in (1, 2, 4):
+                torch.set_num_threads(count)
+                found.append(products.multiply(*factors(*shape)))
+                assert torch.get_num_threads() == count
+            assert all(torch.equal(found[0], each) for each in found[1:])
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_empty_factors_give_zeros():
     assert torch.equal(products.multiply(torch.ones(3, 0), torch.ones(4, 0)), torch.zeros(3, 4))
 

@@ -1,4 +1,5 @@
 """One patch of one LoRA on one tensor, as ComfyUI 0.33 holds and applies it."""
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -7,21 +8,23 @@ import torch
 from ...errors import LoraError
 from ..factors import read_tensor
 from ..fit import Shape
-from ..modules import UNSCALED
+from ..modules import UNSCALED, Diff, Module, Pair
 from . import comfy_maths
+from .spelling import GLORA
 
 if TYPE_CHECKING:
     from ..lora import LoraFile
 
 FAILS = "ComfyUI 0.33 fails here and leaves the layer as it is"
 WAY_OUT = "merge with compat correct"
+DIFFERENCES = ("diff", "diff_b", "w_norm", "b_norm")
 
 
 @dataclass(frozen=True)
 class ComfyPatch:
     """One patch as ComfyUI holds it. parts: part -> key of the file; alpha: its value as stored, None without one."""
 
-    # A Module in all but `load`: ComfyUI patches whole tensors, see `apply`.
+    # A Module in all but `load`: ComfyUI patches whole tensors, see `apply`; what could be loaded is told by `plain`.
 
     form: ClassVar[str] = "comfyui"
     kind: str
@@ -50,6 +53,20 @@ class ComfyPatch:
         prepared = comfy_maths.prepare(self.kind, self.alpha, read)
         comfy_maths.apply(self.kind, self.alpha, (prepared, read("dora_scale")), weight, strength)
 
+    def plain(self, lora: "LoraFile", shape: Shape) -> "Module | ComfyPatch":
+        """The module that adds the same, but for rounding, to a tensor of this shape, whatever that holds; else this patch."""
+        def own(part: str) -> Shape:
+            return lora.header.entries[self.parts[part]].spec.shape
+
+        if self.kind in DIFFERENCES:
+            return Diff(self.parts[self.kind])
+        if self.kind != "lora" or {"mid", "dora_scale"} & self.parts.keys():
+            return self
+        up, down = own("up"), own("down")
+        if up[:1] != shape[:1] or math.prod(down[1:]) != math.prod(shape[1:]) or math.prod(up[1:]) != down[0]:
+            return self                            # ComfyUI reshapes what has as many elements
+        return Pair(self.parts["up"], self.parts["down"], self.parts.get("alpha"), self.rank, self.factor, self.alpha_from)
+
     def check(self, lora: "LoraFile", shape: Shape) -> str | None:
         """Why ComfyUI would leave the layer as it is; None when it changes it. Raises LoraError where its loading would stop."""
         def read(part: str) -> torch.Tensor | None:
@@ -62,6 +79,9 @@ class ComfyPatch:
             raise LoraError(f"{lora.name}: {self.parts['dora_scale']}: expected two axes or more, {found}; {WAY_OUT}")
         if self.kind == "lora" and "down" not in self.parts:
             raise LoraError(f"{where}: expected what ComfyUI 0.33 can load, its partner factor is missing; {WAY_OUT}")
+        missing = [part for part in GLORA if part not in self.parts] if self.kind == "glora" else []
+        if missing:
+            raise LoraError(f"{where}: expected what ComfyUI 0.33 can load, {' and '.join(missing)} missing beside it; {WAY_OUT}")
         try:
             prepared = comfy_maths.prepare(self.kind, self.alpha, read)
         except (RuntimeError, AttributeError, IndexError, TypeError) as cause:

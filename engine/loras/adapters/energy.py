@@ -11,21 +11,26 @@ import torch
 
 from ..alpha import factor
 from ..factors import Factors, expand, read_difference, read_tensor
-from .spelling import BIASES, ENDINGS, GLORA, LOHA, LOKR, PAIR_PARTS
+from .layer import Layer
+from .spelling import BIASES, GLORA, LOHA, LOKR, PAIR_PARTS
 
 if TYPE_CHECKING:
     from ..lora import LoraFile
 
 BAND = 128
+NUMBERS = {"alpha", "on_input", "reshape_weight"}  # by themselves they move nothing
 WHOLE = ("diff", "diff_b", "diff_m", "w_norm", "b_norm", *BIASES)
 
 
-def energy(lora: "LoraFile", parts: dict[str, str]) -> float | None:
+def energy(lora: "LoraFile", parts: dict[str, str], *, rs_lora: bool | None = None) -> float | None:
     """|delta|_F^2 at strength 1 of one module name, all its adapters added up; None when the file alone cannot tell.
 
-    parts: part (a value of SUFFIXES) -> key. Incomplete adapters count as nothing. Raises LoraError for values not finite.
+    parts: part (a value of SUFFIXES) -> key; rs_lora: as `build` takes it. Incomplete adapters count as nothing. Raises LoraError
+    for values not finite.
     """
-    found = [_product(lora, parts, *pair) for pair in PAIR_PARTS.values() if set(pair) <= parts.keys()]
+    if parts.keys() <= NUMBERS:
+        return 0.0
+    found = [_product(lora, parts, pair, rs_lora=rs_lora) for pair in PAIR_PARTS.values() if set(pair) <= parts.keys()]
     if set(LOHA[:4]) <= parts.keys():
         found.append(_hadamard(lora, parts))
     if any(part in parts for part in LOKR):
@@ -37,14 +42,15 @@ def energy(lora: "LoraFile", parts: dict[str, str]) -> float | None:
     return math.fsum(known) if known else None
 
 
-def _factor_squared(lora: "LoraFile", parts: dict[str, str], rank: int, down: str | None = None) -> float:
-    """(alpha / rank)^2; 1 where an alpha cannot be used."""
-    if "alpha" in parts and math.prod(lora.header.entries[parts["alpha"]].spec.shape) != 1:
-        return 1.0
-    if "alpha" not in parts and down is None:
-        return 1.0
-    module = parts[down].removesuffix(ENDINGS[down]) if down else ""
-    return factor(lora, module, parts.get("alpha"), rank)[0] ** 2
+def _factor_squared(lora: "LoraFile", parts: dict[str, str], rank: int) -> float:
+    """(alpha / rank)^2 of a kind whose alpha only its own tensor can give; 1 without one that can be used."""
+    usable = "alpha" in parts and _has_one_alpha(lora, parts) and rank
+    return factor(lora, "", parts["alpha"], rank)[0] ** 2 if usable else 1.0
+
+
+def _has_one_alpha(lora: "LoraFile", parts: dict[str, str]) -> bool:
+    """False for an alpha of several numbers, or none, which cannot be used."""
+    return "alpha" not in parts or math.prod(lora.header.entries[parts["alpha"]].spec.shape) == 1
 
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
@@ -58,13 +64,18 @@ def _squared(up: torch.Tensor, down: torch.Tensor) -> float | None:
     return Factors(up, down).inner(Factors(up, down)).sum().item()
 
 
-def _product(lora: "LoraFile", parts: dict[str, str], up: str, down: str) -> float | None:
+def _product(lora: "LoraFile", parts: dict[str, str], pair: tuple[str, str], *, rs_lora: bool | None) -> float | None:
+    up, down = pair
     first, second = read_tensor(lora, parts[up]), read_tensor(lora, parts[down])
-    rank = second.shape[0] if second.ndim else 0
+    if not second.ndim:
+        return None
+    rank = second.shape[0]
     if up == "up" and "mid" in parts:
         second = _core(read_tensor(lora, parts["mid"]), second)
-    squared = _squared(_flat(first), _flat(second)) if second is not None and rank else None
-    return None if squared is None else squared * _factor_squared(lora, parts, rank, down)
+    squared = None if second is None else _squared(_flat(first), _flat(second))
+    if not squared or not _has_one_alpha(lora, parts):
+        return squared
+    return squared * Layer(lora, None, "", parts, rs_lora).lora_factor(down, rank)[0] ** 2
 
 
 def _core(core: torch.Tensor, down: torch.Tensor) -> torch.Tensor | None:
@@ -78,7 +89,7 @@ def _hadamard(lora: "LoraFile", parts: dict[str, str]) -> float | None:
         up, down = (read_tensor(lora, parts[f"hada_w{number}_{side}"]) for side in "ab")
         if f"hada_t{number}" in parts:
             up, down = up.t() if up.ndim == 2 else up, _core(read_tensor(lora, parts[f"hada_t{number}"]), down)
-        if down is None or _flat(up).shape[1] != _flat(down).shape[0]:
+        if down is None or not down.ndim or _flat(up).shape[1] != _flat(down).shape[0]:
             return None
         sides.append((_flat(up), _flat(down)))
     (up, down), (other_up, other_down) = sides
@@ -99,6 +110,8 @@ def _kron(lora: "LoraFile", parts: dict[str, str]) -> float | None:
             total *= _whole(lora, parts[name])
         elif a in parts and b in parts:
             up, down = read_tensor(lora, parts[a]), read_tensor(lora, parts[b])
+            if not down.ndim:
+                return None
             rank = down.shape[0]
             if core in parts:
                 up, down = up.t() if up.ndim == 2 else up, _core(read_tensor(lora, parts[core]), down)

@@ -7,7 +7,6 @@ Source: PEFT 5d602fd, tuners/oft/layer.py (`_cayley_batch`, `merge`) and config.
 `adapter_config.json`; without one the default is taken. One block in the file is shared by all (`block_share`).
 """
 import math
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,10 +15,11 @@ import torch
 from ... import strict_json
 from ...bands import Rows
 from ...errors import LoraError
-from ..alpha import LARGEST, PEFT_NAME, SIBLING
+from ..alpha import LARGEST, SIBLING
 from ..delta import Transform
 from ..factors import read_tensor
 from ..fit import Shape
+from ..peft_config import find_beside
 from .layer import Layer, Result
 from .rotation import cayley_less_one
 from .spelling import ROTATIONS
@@ -104,10 +104,10 @@ def _problem(shape: Shape, size: int, target: Shape) -> str | None:
 
 def _terms(lora: "LoraFile") -> tuple[int | None, str]:
     """(terms of the series or None, where that is said). Raises LoraError for a malformed adapter_config.json."""
-    path = os.path.join(os.path.dirname(lora.path), SIBLING)
-    if lora.name != PEFT_NAME or not os.path.isfile(path):
-        return TERMS, "PEFT's default series"
     try:
+        path = find_beside(lora.path)
+        if path is None:
+            return TERMS, "PEFT's default series"
         with open(path, "rb") as file:
             found = strict_json.parse(file.read(LARGEST))
         series, terms = found.get("use_cayley_neumann", True), found.get("num_cayley_neumann_terms", TERMS)

@@ -2,13 +2,14 @@
 
     delta_gated = up' @ down',  up' = up @ left @ s (l_new new + l_refine known),  down' = right @ down
 left, right, new, known: small matrices that the measuring step stored (store.py); l: the limiter (limiter.py). Products only, in
-float64 on the CPU, rounded once to float32: what a preview computes is what a file gets, whatever the thread count.
+float64 on the CPU and on one torch thread, rounded once to float32: what a preview computes is what a file gets.
 """
 import math
 from typing import TYPE_CHECKING
 
 import torch
 
+from ...bands import one_thread
 from ...loras.factors import Factors
 from .entry import Entry, factor_modules
 from .limiter import Part, limit
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 CPU = torch.device("cpu")
 
 
+@one_thread()
 def gated_factors(key: str, shape: tuple[int, ...], contributions: "list[Contribution]",
                   device: torch.device) -> tuple[list[Factors], list[dict]]:
     """Factors of what the adaptive contributions of one tensor add, in their order, at their strengths; and what to report.

@@ -3,8 +3,10 @@ from collections.abc import Iterator
 
 import torch
 
+from ...bands import one_thread
+from ...loras.factors import Factors
 from .apply import raw_factors
-from .entry import factor_modules
+from .entry import Entry, factor_modules
 from .store import GatedLora
 
 
@@ -20,11 +22,15 @@ def gated_lora(gated: GatedLora, lora, modules: dict[str, list], shapes: dict[st
         if not factor_modules(own):
             continue
         entry, raw = gated.entry(key, shapes[key], own), raw_factors(lora, own, shapes[key])
-        up, down = raw.up, raw.down
-        if entry.rank:
-            up = (up.double() @ (entry.left @ entry.inner(1.0, 1.0))).float()
-            down = (entry.right @ down.double()).float()
-        yield (key.removesuffix(".weight"), *_balanced(up, down))
+        with one_thread():
+            up, down = _gated(entry, raw) if entry.rank else (raw.up, raw.down)
+            balanced = _balanced(up, down)
+        yield (key.removesuffix(".weight"), *balanced)
+
+
+def _gated(entry: Entry, raw: Factors) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both tiers as they pass the gate, at strength 1."""
+    return (raw.up.double() @ (entry.left @ entry.inner(1.0, 1.0))).float(), (entry.right @ raw.down.double()).float()
 
 
 def _balanced(up: torch.Tensor, down: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,6 +10,7 @@ from functools import cached_property
 
 import torch
 
+from ...bands import one_thread
 from ...loras.factors import Factors
 from .constants import AdaptiveConstants
 from .entry import Entry
@@ -90,8 +91,10 @@ def _between(x: torch.Tensor, middle: torch.Tensor, y: torch.Tensor) -> torch.Te
 
 
 def cross(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """oneᵀ @ other, float64: (rows, j) and (rows, k) float32 -> (j, k). In chunks of fixed rows, so that threads change nothing."""
+    """oneᵀ @ other, float64: (rows, j) and (rows, k) float32 -> (j, k). In chunks of fixed rows and on one thread: the bits of a
+    float32 product depend on both."""
     total = torch.zeros(one.shape[1], other.shape[1], dtype=torch.float64)
-    for start in range(0, len(one), CHUNK):
-        total += one[start:start + CHUNK].t() @ other[start:start + CHUNK]
+    with one_thread():
+        for start in range(0, len(one), CHUNK):
+            total += one[start:start + CHUNK].t() @ other[start:start + CHUNK]
     return total

@@ -153,3 +153,29 @@ def test_an_expert_without_loras_or_with_one_of_strength_zero_is_told_empty(thre
              for entry, strength in zip(three[0].passes[0].loras, (1.0, 0.0, 1.0), strict=True)]
     silent = high(analysed(recipe(tmp_path, dict(three[0].experts), files, formats=()), tmp_path / "other"))
     assert silent["loras"][1]["norm"] == 0.0 and silent["pairs"][0]["cosine"] is silent["pairs"][0]["excess"] is None
+
+
+def test_under_compat_the_deltas_that_comfyui_adds_are_compared_and_other_kinds_are_told(three, tmp_path):
+    wish, tensors = three
+    sides = {f"hada_w{n}_{side}": torch.ones(shape) for n in "12" for side, shape in (("a", (128, 2)), ("b", (2, 64)))}
+    module = {f"diffusion_model.patch_embedding.{part}": tensor for part, tensor in sides.items()}
+    path = save(tmp_path / "loha.safetensors", module | {"diffusion_model.blocks.0.self_attn.q.diff_b": torch.ones(128)})
+    files = [{"files": dict(each.files), "strength": dict(each.strength)} for each in wish.passes[0].loras]
+    files.append({"files": {"high_noise": path}, "strength": {"high_noise": 0.5}})
+    section = high(analysed(recipe(tmp_path, dict(wish.experts), files, formats=(), compat="comfyui"), tmp_path / "reports"))
+    gram = flat64(tensors) @ flat64(tensors).t()
+    scale = torch.outer(gram.diagonal().sqrt(), gram.diagonal().sqrt())
+    assert ((torch.tensor(section["gram"])[:3, :3] - gram).abs() / scale).max() < 1e-6   # as under compat correct
+    assert section["loras"][3]["norm"] == pytest.approx(0.5 * 128**0.5)                   # the bias
+    assert [(each["lora"], each["kind"], each["tensors"]) for each in section["left_out"]] == [("loha.safetensors", "loha", 1)]
+    assert "comfyui" in section["left_out"][0]["reason"]
+
+
+def test_a_lora_of_which_nothing_can_be_known_without_the_base_is_told_as_left_out(three, tmp_path):
+    wish, [first, *_] = three
+    ups = {key: up for key, up in first.items() if "lora_B" in key}
+    dora = {key.replace("lora_B.weight", "dora_scale"): torch.ones(len(up), 1) for key, up in ups.items()}
+    entry = {"files": {"high_noise": save(tmp_path / "dora.safetensors", first | dora)}}
+    section = high(analysed(recipe(tmp_path, dict(wish.experts), [entry], formats=()), tmp_path / "reports"))
+    assert section["loras"][0]["norm"] == section["moved"]["all"] == 0.0
+    assert [(each["kind"], each["tensors"]) for each in section["left_out"]] == [("dora", len(linears()))]

@@ -1,11 +1,17 @@
 """Checkpoints mixed into a base: every method against plain float64 torch; what does not fit stays and is told."""
+import hashlib
+import json
+
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 from wan22_master.engine.bands import split
 from wan22_master.engine.bases.source import open_source
 from wan22_master.engine.checkpoints import open_mixed
-from wan22_master.engine.errors import SourceError
+from wan22_master.engine.errors import RecipeError, SourceError
 from wan22_master.engine.jobs.plan import plan_recipe
+from wan22_master.engine.recipes import embedded
 from wan22_master.engine.recipes.recipe_parts import Mix
 from wan22_master.tests.engine import tiny
 
@@ -119,6 +125,49 @@ def test_identity_names_all_checkpoints_and_what_is_done_to_them(tmp_path):
 
     assert [file["name"] for file in identity()["files"]] == ["a.safetensors", "b.safetensors", "c.safetensors", "mix"]
     assert identity(density=0.5) != identity() != identity(strength={"model": 0.1})
+
+
+BAKED = {name: letter * 64 for name, letter in (("of_a", "1"), ("of_b", "2"), ("of_both", "3"), ("of_c", "4"))}
+
+
+def with_baked(folder, path, *names):
+    """The same checkpoint, saved as one that was made with these LoRAs."""
+    rows = [{"sha256": BAKED[name], "name": f"{name}.safetensors"} for name in names]
+    told = {"wan22_master": json.dumps({"passes": [{"loras": rows}]}), "config": "{}"} if names else None
+    return tiny.save(folder / "made" / f"{'_'.join(names) or 'bare'}.safetensors", load_file(path), told)
+
+
+@pytest.mark.parametrize(("method", "strength", "expected"), [
+    ("weighted_sum", 0.5, ["of_a", "of_b", "of_both"]), ("slerp", 0.5, ["of_a", "of_b", "of_both"]),
+    ("add_difference", 0.5, ["of_a", "of_b"]), ("ties", 0.5, ["of_a", "of_b"]), ("dare", -0.5, ["of_a", "of_b"]),
+    ("weighted_sum", 0.0, ["of_a"]),
+])
+def test_loras_that_another_checkpoint_brings_in_are_told(tmp_path, method, strength, expected):
+    paths, _ = write(tmp_path)
+    a, b, c = (with_baked(tmp_path, path, *names) for path, names in
+               zip(paths, (["of_a"], ["of_b", "of_both"], ["of_both", "of_c"]), strict=True))
+    others = (b, c) if method in ("add_difference", "ties", "dare") else (b,)
+    mix = Mix(method, {"model": others}, strength={"model": strength})
+    with open_mixed(open_source(a), mix, "model", allow_lossy=False) as source:
+        assert embedded.baked(source.metadata) == {BAKED[name]: f"{name}.safetensors" for name in expected}
+        assert source.metadata["config"] == "{}"
+
+
+def test_a_lora_in_any_checkpoint_of_a_mix_is_not_merged_again_and_the_new_file_tells_it(tmp_path):
+    paths, _ = write(tmp_path)
+    lora = tiny.save(tmp_path / "lora.safetensors", tiny.lora(5, [KEY.removesuffix(".weight")], ffn=WIDE))
+    tiny.go(tiny.recipe(tmp_path / "one", {"model": paths[1]}, [{"files": {"model": lora}}]), tmp_path / "r")
+    [made] = [str(path) for path in (tmp_path / "one").glob("*.safetensors")]
+    mix = {"method": "weighted_sum", "files": {"model": [made]}, "strength": {"model": 0.5}}
+    wish = tiny.recipe(tmp_path / "two", {"model": paths[0]}, [{"files": {"model": lora}}], mix=mix)
+    with pytest.raises(RecipeError, match=r"lora\.safetensors: is in the model base already, by its SHA-256"):
+        plan_recipe(wish, tmp_path / "r")
+    tiny.go(tiny.recipe(tmp_path / "two", {"model": paths[0]}, mix=mix), tmp_path / "r")
+    [mixed] = (tmp_path / "two").glob("*.safetensors")
+    with safe_open(mixed, "pt") as file:
+        told = json.loads(file.metadata()["wan22_master"])
+    digest = hashlib.sha256((tmp_path / "lora.safetensors").read_bytes()).hexdigest()
+    assert told["before"] == [{"sha256": digest, "name": "lora.safetensors"}]
 
 
 def test_a_mix_is_written_with_loras_on_top_and_rounded_once(tmp_path):

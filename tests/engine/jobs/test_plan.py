@@ -181,3 +181,54 @@ def test_what_is_on_disk_already_needs_no_room(tmp_path, pair, monkeypatch):
     monkeypatch.setattr(targets, "free_bytes", lambda path: 0)
     with plan_recipe(wish, tmp_path / "r") as plan:
         assert [row["state"] for row in plan.rows()] == ["done", "done"]
+
+
+@pytest.fixture
+def two(tmp_path):
+    """A base, and entries of two LoRAs."""
+    model = {"model": tiny.save(tmp_path / "m.safetensors", tiny.base())}
+    return model, [{"files": {"model": tiny.save(tmp_path / f"l{n}.safetensors", tiny.lora(n))}} for n in (1, 2)]
+
+
+def planned(tmp_path, model, passes, **more):
+    """The one output of a recipe whose file tells nothing of it."""
+    wish = tiny.recipe(tmp_path / "out", model, passes=passes, save={"metadata": "none"}, **more)
+    with plan_recipe(wish, tmp_path / "r") as plan:
+        return plan.experts[0].outputs[0]
+
+
+@pytest.mark.parametrize("rules", [{"combine": "ties", "density": 0.3}, {"combine": "orthogonal"}])
+def test_where_a_pass_ends_makes_another_job(tmp_path, two, rules):
+    model, (one, other) = two
+    together, apart = [{"loras": [one, other], **rules}], [{"loras": [one], **rules}, {"loras": [other], **rules}]
+    wishes = [tiny.recipe(tmp_path / "out", model, passes=each, save={"metadata": "none"}) for each in (together, apart)]
+    first, second = (tiny.go(wish, tmp_path / "r")["experts"][0]["outputs"][0] for wish in wishes)
+    assert not second.get("up_to_date") and first["data_sha256"] != second["data_sha256"]
+    empty = planned(tmp_path, model, [{"loras": []}, *together, {"loras": [], "scope": {"ffn": 0.5}}])
+    assert empty.job_id == first["job_id"]  # passes without a LoRA are in none of the bytes
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pass": {"scope": {"ffn": 0.5}}},
+        {"pass": {"combine": "ties"}},
+        {"pass": {"dense_density": 0.5}},
+        {"lora": {"scope": {"0": 0.5}}},
+        {"lora": {"protected": True}},
+        {"lora": {"rs_lora": True}},
+        {"lora": {"method": "adaptive"}},
+        {"compat": "comfyui"},
+        {"normalize": True},
+        {"mix": {"strength": {"model": 0.25}}},
+        {"mix": {"scope": {"ffn": 0.5}}},
+    ],
+)
+def test_what_decides_the_bytes_makes_another_job_and_another_wish(tmp_path, two, change):
+    model, (one, other) = two
+    more = {name: value for name, value in change.items() if name in ("compat", "normalize")}
+    mix = {"method": "weighted_sum", "files": {"model": [tiny.save(tmp_path / "b.safetensors", tiny.base(1))]}}
+    before = planned(tmp_path, model, [{"loras": [one, other]}], mix=mix)
+    passes = [{"loras": [one | change.get("lora", {}), other], **change.get("pass", {})}]
+    after = planned(tmp_path, model, passes, mix=mix | change.get("mix", {}), **more)
+    assert before.job_id != after.job_id and before.wish != after.wish

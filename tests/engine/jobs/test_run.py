@@ -599,3 +599,32 @@ def test_an_output_that_cannot_be_begun_leaves_nothing_of_the_others(tmp_path, p
     with pytest.raises(PlanError, match="takes no file of this size"):
         tiny.go(tiny.recipe(tmp_path / "out", pair, formats=("bf16", FP8)), tmp_path / "r")
     assert len(sizes) == 2 and not tiny.files(tmp_path / "out")
+
+
+RULES = {
+    "ties": {"passes": {"combine": "ties", "density": 0.4, "scope": {"ffn": 0.5}}},
+    "adaptive": {"passes": {"method": "adaptive", "scope": {"0": 0.5}}, "normalize": True},
+    "mix": {"mix": {"method": "ties", "density": 0.5}},
+    "compat": {"compat": "comfyui", "lora": {"scope": {"1": 2.0, "self_attn": 0.5}}},
+}
+
+
+@pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_stop_leaves_no_trace_whatever_is_done_to_a_tensor(tmp_path, pair, rules, alone):
+    loras = [both(tiny.save(tmp_path / f"l{n}.safetensors", tiny.lora(n, size=2e-3))) for n in (1, 2)]
+    passes = [{"loras": [loras[0] | rules.get("lora", {}), loras[1]], **rules.get("passes", {})}]
+    others = {role: [tiny.save(tmp_path / f"b{n}.safetensors", tiny.base(n)) for n in (5, 6)] for role in pair}
+    mix = {"mix": rules["mix"] | {"files": others}} if "mix" in rules else {}
+    more = {name: value for name, value in rules.items() if name in ("compat", "normalize")}
+    wish = tiny.recipe(tmp_path / "out", pair, passes=passes, **mix, **more)
+    tiny.go(wish, tmp_path / "r1")
+    unbroken = tiny.files(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    stopped_after(wish, tmp_path / "r2", 23)
+    if alone:
+        told = run.resume(str(tmp_path / "out" / "mix_high_bf16.safetensors.part"))  # and without what the reports folder held
+        assert [out["resumed"] for out in told["experts"][0]["outputs"]] == [23]
+    told = tiny.go(wish, tmp_path / "r2")
+    assert tiny.files(tmp_path / "out") == unbroken
+    assert told["experts"][0]["outputs"][0].get("up_to_date" if alone else "resumed")

@@ -168,5 +168,71 @@ def test_the_plan_shows_which_configuration_was_used(tmp_path):
     with plan_recipe(wish, tmp_path / "r") as plan:
         first, second = plan.experts[0].ledgers
     [adapter] = first["adapters"].values()
-    assert adapter == {"where": "lora_adapter_metadata", "rank": 4, "alpha": 2, "is_rs": True, "ranks": {}, "alphas": {}}
+    assert adapter == {"where": "lora_adapter_metadata", "rank": 4, "alpha": 2, "is_rs": True, "ranks": {}, "alphas": {},
+                       "kind": "LORA"}
     assert second["adapters"] == {} and second["alpha_from"] == ["none given, so alpha is the rank"]
+
+
+def lycoris(kind, layers):
+    """What PEFT writes for a LoHa or a LoKr of r 4, without alpha tensors."""
+    draw, found = torch.Generator().manual_seed(3), {}
+    for layer in layers:
+        out, into = tiny.shapes()[f"{layer}.weight"]
+        shapes = {"hada_w1_a": (out, 4), "hada_w1_b": (4, into), "hada_w2_a": (out, 4), "hada_w2_b": (4, into)}
+        if kind == "LOKR":
+            shapes = {"lokr_w1": (8, 8), "lokr_w2_a": (out // 8, 4), "lokr_w2_b": (4, into // 8)}
+        found |= {f"base_model.model.{layer}.{part}": torch.randn(shape, generator=draw) * 0.05 for part, shape in shapes.items()}
+    return found
+
+
+def lycoris64(tensors, layer):
+    def part(name):
+        return tensors[f"base_model.model.{layer}.{name}"].double()
+
+    if f"base_model.model.{layer}.lokr_w1" in tensors:
+        return torch.kron(part("lokr_w1"), part("lokr_w2_a") @ part("lokr_w2_b"))
+    return (part("hada_w1_a") @ part("hada_w1_b")) * (part("hada_w2_a") @ part("hada_w2_b"))
+
+
+def write_peft(folder, tensors, settings):
+    path = tiny.save(folder / "adapter_model.safetensors", tensors)
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["LOHA", "LOKR"])
+def test_lohas_and_lokrs_of_peft_are_merged_with_alpha_over_r_1_and_refused_where_it_would_be_lost(tmp_path, kind):
+    weights, tensors = tiny.base(), lycoris(kind, LAYERS)
+    model = tiny.save(tmp_path / "m.safetensors", weights)
+    path = write_peft(tmp_path / "lora", tensors, {"peft_type": kind, "r": 4, "alpha": 4, "rank_pattern": {}, "alpha_pattern": {}})
+    tiny.go(tiny.recipe(tmp_path / "out", {"model": model}, [{"files": {"model": path}}], ["fp32"]), tmp_path / "r")
+    merged = load_file(tmp_path / "out" / "mix_fp32.safetensors")
+    for layer in LAYERS:
+        away = (merged[f"{layer}.weight"].double() - weights[f"{layer}.weight"].double() - lycoris64(tensors, layer)).abs().max()
+        assert away <= 2 ** -22 * 0.5, layer                          # a few roundings of float32, of sums below 0.5
+    for more in ({"alpha": 2}, {"alpha_pattern": {"q": 2}}):
+        write_peft(tmp_path / "lora", tensors, {"peft_type": kind, "r": 4, "alpha": 4} | more)
+        with pytest.raises(LoraError, match=r"^adapter_model\.safetensors: adapter_config\.json: expected alpha equal to r"):
+            tiny.go(tiny.recipe(tmp_path / "no", {"model": model}, [{"files": {"model": path}}]), tmp_path / "r")
+
+
+@pytest.mark.parametrize(("settings", "said"), [
+    ({"peft_type": "OFT", "r": 0, "oft_block_size": 32, "alpha_pattern": {}}, None), ({"peft_type": "BOFT"}, None),
+    ({"peft_type": "LOHA", "r": 4, "alpha": 2}, (4, 2)), ({"peft_type": "LOKR", "r": 8, "alpha": 1}, (8, 1)),
+    ({"peft_type": "LORA", "r": 4, "lora_alpha": 2}, (4, 2)), ({"peft_type": None, "r": 4, "lora_alpha": 2}, (4, 2)),
+])
+def test_the_kind_of_adapter_decides_what_its_configuration_must_say(tmp_path, settings, said):
+    with open_lora(write_peft(tmp_path, tiny.lora(layers=LAYERS), settings)) as lora:
+        assert {name: (each.rank, each.alpha) for name, each in lora.adapters.items()} == ({"": said} if said else {})
+
+
+@pytest.mark.parametrize(("settings", "field"), [
+    ({"peft_type": "LOHA", "r": 4}, "alpha: expected a finite"), ({"peft_type": "LOKR", "alpha": 4}, "r: expected a finite"),
+    ({"peft_type": "LORA", "r": 4, "alpha": 4}, "lora_alpha: expected a finite"),
+    ({"peft_type": ["OFT"]}, "peft_type: expected a kind"),
+    ({"peft_type": "LOHA", "r": 4, "alpha": 4, "init_weights": "abba"}, "init_weights: expected a LoHa"),
+])
+def test_a_configuration_that_its_kind_cannot_have_is_refused(tmp_path, settings, field):
+    with (open_lora(write_peft(tmp_path, tiny.lora(layers=LAYERS), settings)) as lora,
+          pytest.raises(LoraError, match=rf"^adapter_model\.safetensors: adapter_config\.json beside it: {field}")):
+        _ = lora.adapters

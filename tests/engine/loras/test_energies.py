@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from wan22_master.engine.errors import LoraError
+from wan22_master.engine.jobs.plan import plan_recipe
 from wan22_master.engine.loras import energies
 from wan22_master.engine.loras.energies import EnergyCache, check_strict, measure, percent
 from wan22_master.engine.loras.lora import Index, match, open_lora
@@ -112,7 +113,7 @@ def test_a_lora_of_zeros_has_no_shares(tmp_path):
 def test_energies_are_kept_by_content_and_not_computed_twice(tmp_path, monkeypatch):
     path, _ = trainers.write_ai_toolkit(tmp_path, LAYERS)
     first = weigh(path, folder=tmp_path / "reports").energies
-    monkeypatch.setattr(energies, "energy", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(energies, "energy", lambda *_, **__: pytest.fail("computed again"))
     assert weigh(path, folder=tmp_path / "reports").energies == first
     [kept] = (tmp_path / "reports").iterdir()
     monkeypatch.undo()
@@ -134,3 +135,48 @@ def test_a_wish_to_stop_is_heard(tmp_path):
 @pytest.mark.parametrize(("share", "text"), [(0.3104, "31.0 %"), (1.0, "100.0 %"), (0.0, "0 %"), (1e-7, "under 0.1 %")])
 def test_a_share_in_words(share, text):
     assert percent(share) == text
+
+
+def planned(tmp_path, tensors, *, strict=True, **entry):
+    """The ledger's energies of one LoRA in a plan of a recipe."""
+    model, path = tiny.save(tmp_path / "m.safetensors", tiny.base()), tiny.save(tmp_path / "a.safetensors", tensors)
+    wish = tiny.recipe(tmp_path / "out", {"model": model}, [{"files": {"model": path}, **entry}], strict=strict, strict_share=0.5)
+    with plan_recipe(wish, tmp_path / "r") as plan:
+        return plan.experts[0].ledgers[0]["energies"]
+
+
+def test_the_shares_are_those_of_what_is_merged_with_the_rs_lora_switch(tmp_path):
+    foreign, share = pair("diffusion_model.blocks.9.ffn.0")                     # rank 4
+    wide = tiny.lora(2, ["blocks.0.ffn.0"], rank=64)
+    own = tiny.delta64(wide, "blocks.0.ffn.0").square().sum().item()
+    for rs_lora in (None, True, False, True):                                   # one cache for all of them
+        is_root = rs_lora is True                                               # alpha / sqrt(rank): sqrt(rank) times as much
+        said = planned(tmp_path, wide | foreign, strict=False, rs_lora=rs_lora)
+        expected = share * (4 if is_root else 1), own * (64 if is_root else 1)
+        assert said["total"] == pytest.approx(sum(expected), rel=1e-6)
+        assert said["lost"] == pytest.approx(expected[0] / sum(expected), rel=1e-6)
+
+
+def test_strict_sees_no_weight_in_a_pair_of_rank_0_and_in_a_lone_alpha(tmp_path):
+    stem = "diffusion_model.blocks.0.self_attn.q"
+    empty = {f"{stem}.lora_A.weight": torch.zeros(0, 128), f"{stem}.lora_B.weight": torch.zeros(128, 0)}
+    alone = {"diffusion_model.blocks.0.cross_attn.k_img.alpha": torch.tensor(4.0)}
+    for more in (empty, alone, empty | alone | {f"{stem}.alpha": torch.tensor(4.0)}):
+        said = planned(tmp_path, tiny.lora(layers=LAYERS) | more)
+        assert said["unweighed"] == {} and said["lost"] == 0
+
+
+@pytest.mark.parametrize("method", ["addition", "classic", "adaptive"])
+def test_a_delta_beyond_float32_is_refused_before_a_job_is_begun(tmp_path, method):
+    stem = "diffusion_model.blocks.0.ffn.0"
+    wild = {f"{stem}.lora_A.weight": torch.ones(4, 128), f"{stem}.lora_B.weight": torch.ones(320, 4)}
+    wild |= {f"{stem}.alpha": torch.tensor(3e38)}
+    with pytest.raises(LoraError, match=r"^a\.safetensors: diffusion_model\.blocks\.0\.ffn\.0\.alpha: the delta overflows float32"):
+        planned(tmp_path, wild, method=method)
+    faint = {"strength": {"model": 1e-20}, "method": method}
+    if method == "classic":                                                     # its delta is computed at strength 1
+        with pytest.raises(LoraError, match="overflows float32"):
+            planned(tmp_path, wild, **faint)
+    else:
+        assert planned(tmp_path, wild, **faint)["total"] == pytest.approx(320 * 128 * 3e38**2, rel=1e-6)
+    assert planned(tmp_path, wild | tiny.lora(layers=LAYERS), scope={"0": 0.0})["total"] > 1e70   # not merged: no matter

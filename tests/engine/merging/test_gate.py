@@ -1,4 +1,6 @@
 """Classic injection against the formula in plain float64 torch over whole tensors."""
+import math
+
 import pytest
 import torch
 from wan22_master.engine.merging.gate import ClassicConstants, Moments, decide, moments
@@ -71,6 +73,16 @@ def test_a_delta_of_constant_size_is_gated_away_when_refining():
 def test_a_constant_tensor_far_above_the_limit_is_not_limited_when_nothing_passes():
     gate = decide(moments(torch.full((8, 8), 3.0)), moments(normal(8, 8)), ClassicConstants())
     assert (gate.limit_hit, gate.factor) == (False, 1.0)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_delta_that_is_not_finite_is_refused_and_its_lora_named(value):
+    delta = normal(8, 8)
+    delta[3, 4] = value
+    with pytest.raises(ValueError, match=r"^the delta overflows float32; lower the strength, or replace the LoRA a\.safetensors$"):
+        decide(moments(delta), moments(normal(8, 8)), ClassicConstants(), "a.safetensors")
+    delta[3, 4] = 3e38                                                     # finite, and so are its float64 moments
+    assert decide(moments(delta), moments(normal(8, 8)), ClassicConstants()).limit_hit
 
 
 def test_the_strength_comes_after_the_limiter():

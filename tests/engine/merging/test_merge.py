@@ -237,6 +237,15 @@ def test_classic_is_the_formula_in_float64(tmp_path, size):
     assert torch.allclose(merged.double()[sure], exact[sure], rtol=2 ** -21, atol=2 ** -22)
 
 
+def test_a_product_that_overflows_is_refused_by_classic_and_its_lora_named(tmp_path):
+    shape = (64, 32)
+    mild, wild = factors(shape, 4, 1e-3, 1), factors(shape, 4, 1.0, 3, alpha=3e38)
+    parts = contributions(tmp_path, [mild, wild], shape, (1.0, 1e-30), "classic")
+    assert delta64(wild).abs().max() > torch.finfo(torch.float32).max
+    with pytest.raises(ValueError, match=r"^the delta overflows float32; lower the strength, or replace the LoRA 1\.safetensors$"):
+        merge(normal(*shape, scale=0.03).bfloat16(), parts)
+
+
 def test_classic_judges_by_the_original_base_whatever_came_before(tmp_path):
     shape = (128, 64)
     base = normal(*shape, scale=0.03).bfloat16()

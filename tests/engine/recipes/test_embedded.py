@@ -280,3 +280,53 @@ def test_a_file_saved_with_none_holds_none_and_a_text_file_is_no_model(tmp_path)
     (tmp_path / "x.safetensors").write_text("{}")
     with pytest.raises(HeaderError):
         embedded.read(tmp_path / "x.safetensors")
+
+
+OPTIONS = {
+    "pass scope": {"pass": {"scope": {"ffn": 0.5, "0": 0.25}}},
+    "LoRA scope": {"lora": {"scope": {"0-39": 0.5, "0": 2.0}}},
+    "compat": {"compat": "comfyui", "lora": {"scope": {"ffn": 0.3}}},
+    "normalize": {"normalize": True},
+    "protected": {"pass": {"combine": "ties", "density": 0.3}, "lora": {"protected": True}},
+    "unprotected": {"pass": {"combine": "ties", "density": 0.3}, "lora": {"protected": False}, "name": "lightx2v_4steps"},
+    "rs_lora": {"lora": {"rs_lora": True}},
+    "boundary": {"pass": {"combine": "ties", "density": 0.3}, "apart": True},
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS.values(), ids=OPTIONS)
+def test_every_option_that_changes_the_bytes_is_embedded(tmp_path, option):
+    base = {"model": tiny.save(tmp_path / "m.safetensors", tiny.base())}
+    names = (option.get("name", "l1"), "l2")
+    loras = [{"files": {"model": tiny.save(tmp_path / "l" / f"{name}.safetensors", tiny.lora(n, alpha=2.0, size=2e-3))}}
+             for n, name in enumerate(names, 1)]
+    plain, one = {key: value for key, value in option.items() if key in ("compat", "normalize")}, loras[0] | option.get("lora", {})
+    groups = [[one], [loras[1]]] if option.get("apart") else [[one, loras[1]]]
+    passes = [{"loras": group, **option.get("pass", {})} for group in groups]
+    without = [{"loras": loras, **{key: each for key, each in option.get("pass", {}).items() if key != "scope"}}]
+
+    def made(folder, **wish):
+        tiny.go(tiny.recipe(tmp_path / folder, base, **wish), tmp_path / f"r_{folder}")
+        return tmp_path / folder / "mix_bf16.safetensors"
+
+    path = made("out", passes=passes, **plain)
+    recipe, links = relink.relink(embedded.read(path).recipe, Library(list_folders([tmp_path / "l"]), search=False))
+    relink.check(links)
+    save = dataclasses.replace(recipe.save, folder=str(tmp_path / "again"), name="plain")
+    tiny.go(dataclasses.replace(recipe, experts=base, device="cpu", save=save), tmp_path / "r_again")
+    assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
+    one, other = (tiny.load(each.parent, each.name) for each in (path, made("without", passes=without)))
+    assert not all(tiny.same_bits(one[key], other[key]) for key in one)  # so that equal bytes say something
+
+
+def test_a_sharded_checkpoint_of_a_mix_is_called_by_a_file_and_not_by_its_folder(tmp_path):
+    tensors, folder = tiny.base(1), tmp_path / f"{SECRET}_folder"
+    halves = [dict(list(tensors.items())[n::2]) for n in (0, 1)]
+    for number, half in enumerate(halves, 1):
+        tiny.save(folder / f"other-{number:05}-of-00002.safetensors", half)
+    mix = {"method": "weighted_sum", "files": {"model": [str(folder)]}, "strength": {"model": 0.5}}
+    base = {"model": tiny.save(tmp_path / "m.safetensors", tiny.base())}
+    tiny.go(tiny.recipe(tmp_path / "out", base, mix=mix), tmp_path / "r")
+    path = tmp_path / "out" / "mix_bf16.safetensors"
+    assert told(path)["recipe"]["mix"]["files"] == {"model": ["other-00001-of-00002.safetensors"]}
+    assert SECRET.encode() not in path.read_bytes()[:100_000]

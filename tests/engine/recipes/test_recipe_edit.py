@@ -169,3 +169,27 @@ def test_what_has_no_strength_does_not_count(zero):
     with pytest.raises(RecipeError, match="is merged into high_noise twice"):
         recipe_edit.check_twice(recipe(*[{"loras": [lora("a.safetensors")]}] * 2), {"a.safetensors": A}, {})
     recipe_edit.check_twice(found, {"a.safetensors": A}, {})
+
+
+@pytest.mark.parametrize(
+    ("high", "low", "wanted"),
+    [
+        ("ab", "ba", ["a-", "bb", "-a"]),
+        ("ab", "ab", ["aa", "bb"]),
+        ("a", "xa", ["-x", "aa"]),
+        ("cab", "abd", ["c-", "aa", "bb", "-d"]),
+        ("abc", "cab", ["-c", "aa", "bb", "c-"]),
+        ("a", "b", ["a-", "-b"]),
+        ("aa", "a", ["aa", "a-"]),
+    ],
+)
+def test_joining_changes_the_order_in_neither_half(high, low, wanted):
+    halves = [
+        recipe({"loras": [lora(f"{each}_{word}.safetensors", None, (role,)) for each in names], "combine": "ties"}, experts=(role,))
+        for names, word, role in zip((high, low), ("high", "low"), PAIR, strict=True)
+    ]
+    [found] = recipe_edit.join(*halves).passes
+    assert ["".join(lora.files.get(role, "-")[0] for role in PAIR) for lora in found.loras] == wanted
+    for half, role in zip(halves, PAIR, strict=True):
+        there = [lora.files[role] for lora in half.passes[0].loras]
+        assert [lora.files[role] for lora in found.loras if role in lora.files] == there

@@ -278,6 +278,47 @@ def test_what_says_nothing_without_a_base_has_no_energy_and_stand_ins_have_their
     assert energy(lora, laid.sort(lora, INDEX)[0][1]) == pytest.approx(inner.square().sum().item(), rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"lokr_w1": draw(4, 4), "lokr_w2_a": draw(6, 3), "lokr_w2_b": torch.tensor(1.0)},
+        {"lokr_w1_a": torch.tensor(1.0), "lokr_w1_b": torch.tensor(1.0), "lokr_w2": draw(6, 3)},
+        {"hada_w1_a": draw(24, 1), "hada_w1_b": torch.tensor(1.0), "hada_w2_a": draw(24, 1), "hada_w2_b": torch.tensor(1.0)},
+        {"lora_up.weight": torch.tensor(1.0), "lora_down.weight": torch.tensor(1.0)},
+    ],
+)
+def test_factors_without_axes_are_of_unknown_weight(tmp_path, tensors):
+    tensors = {f"{FFN}.{name}": tensor for name, tensor in (tensors | {"alpha": torch.tensor(2.0)}).items()}
+    lora, applied, refused = lay(tmp_path, tensors)
+    assert not applied and set(refused) == set(tensors)
+    assert energy(lora, laid.sort(lora, INDEX)[0][1]) is None
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"alpha": torch.tensor(2.0)},
+        {"lora_up.weight": torch.zeros(24, 0), "lora_down.weight": torch.zeros(0, 12), "alpha": torch.tensor(2.0)},
+        {"lokr_w1": draw(4, 4), "lokr_w2_a": torch.zeros(6, 0), "lokr_w2_b": torch.zeros(0, 3), "alpha": torch.tensor(2.0)},
+    ],
+)
+def test_what_moves_nothing_weighs_nothing(tmp_path, tensors):
+    tensors = {f"{FFN}.{name}": tensor for name, tensor in tensors.items()} | pair(CONV)
+    lora = laid.write(tmp_path / "some.safetensors", tensors)
+    assert energy(lora, dict(laid.sort(lora, INDEX))["blocks.0.ffn.0"]) == 0.0
+
+
+@pytest.mark.parametrize("rs_lora", [None, True, False])
+@pytest.mark.parametrize("is_rs", [None, True, False])
+def test_the_energy_follows_the_rs_lora_switch_as_the_delta_does(tmp_path, is_rs, rs_lora):
+    config = {"transformer.r": 4, "transformer.lora_alpha": 8, "transformer.use_rslora": is_rs}
+    tensors = pair("transformer.blocks.0.ffn.net.0.proj", names=PAIRS["peft"])
+    lora = laid.write(tmp_path / "a.safetensors", tensors, None if is_rs is None else {"lora_adapter_metadata": json.dumps(config)})
+    root = rs_lora if rs_lora is not None else bool(is_rs)
+    expected = oracle.lora((24, 12), *tensors.values(), None if is_rs is None else 8, root=root).square().sum().item()
+    assert energy(lora, laid.sort(lora, INDEX)[0][1], rs_lora=rs_lora) == pytest.approx(expected, rel=1e-6)
+
+
 def test_refused_modules_have_an_energy_too(tmp_path):
     lora = laid.write(tmp_path / "some.safetensors", pair(into=99, alpha=torch.tensor(2.0)))
     expected = oracle.lora((24, 99), *pair(into=99).values(), 2.0).square().sum().item()
