@@ -14,9 +14,10 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 COMFYUI = Path(os.environ.get("COMFYUI_PATH") or Path.home() / "comfy" / "ComfyUI")
-pack = types.ModuleType("wan22_master")
-pack.__path__ = [str(ROOT)]
-sys.modules["wan22_master"] = pack
+if "wan22_master" not in sys.modules:              # scripts beside the tests run this file too
+    pack = types.ModuleType("wan22_master")
+    pack.__path__ = [str(ROOT)]
+    sys.modules["wan22_master"] = pack
 
 
 def pytest_collection_modifyitems(items):

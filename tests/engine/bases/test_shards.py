@@ -1,5 +1,6 @@
 """Sets of shards: one model however it is chosen, and never with a part missing."""
 import json
+import os
 import re
 
 import pytest
@@ -90,7 +91,7 @@ def unlistable(monkeypatch):
     def refuse(folder):
         raise PermissionError(13, "Permission denied", folder)
 
-    monkeypatch.setattr("wan22_master.engine.bases.shards.os.listdir", refuse)
+    monkeypatch.setattr(os, "listdir", refuse)
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
