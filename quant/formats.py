@@ -1,24 +1,60 @@
-"""The table of formats, spelled as ComfyUI's QUANT_ALGOS spells them, and the whole-tensor call that tests and tools use.
+"""The table of formats, spelled as ComfyUI's QUANT_ALGOS spells them, and the whole-tensor calls that tests and tools use.
 
-A format is: `outputs(shape)`; `measure(band)` and `combine(list)` when something about the whole tensor has to be known first, else
-`measure` is None; `quantize(band, stats)` -> rows of the stored tensors; `constants(stats)` -> the stored tensors without rows.
+A format is an object with
+    outputs(shape)                  suffix -> (shape, dtype) of everything stored, "" first; ValueError for a shape it cannot hold
+    measure(band), combine(list)    what has to be known of the whole tensor first; measure is None where nothing has
+    quantize(band, stats, ...)      rows of every stored tensor that has rows; bands start at multiples of 128 rows
+    constants(stats)                the stored tensors without rows, named in CONSTANTS
+    dequantize(parts, rows)         float32 again
+    comfy_quant(full_precision=)    what ComfyUI reads from `<layer>.comfy_quant`
+and NAME, STORED (dtype of the codes), GROUPS (suffix -> rows that lie interleaved in the file), INPUT_AMAX (activation amax that an
+input scale of 1 stands for; None: ComfyUI reads none), STOCHASTIC (whether `noise` is taken).
 """
+from dataclasses import dataclass
+
 import torch
 
-from . import fp8, plain
+from . import mxfp8, plain
+from .fp8 import E4M3, E5M2
+from .int8 import Int8
+from .nvfp4 import Nvfp4
+from .w4a4 import ConvrotW4A4
+from .w4a8 import AsymW4A8
 
-FORMATS = {"float8_e4m3fn": fp8, "bf16": plain.BF16, "fp16": plain.FP16, "fp32": plain.FP32}
-QUANTIZED = frozenset({"float8_e4m3fn"})           # the others store floats as they are
+SEARCHES = ("balanced", "fast", "best")            # how long the 4-bit formats look for their scales; the first is the default
+INT8_SCALINGS = ("convrot", "row", "tensor")       # what one scale of int8_tensorwise is for
 
 
-def quantize(weight: torch.Tensor, name: str) -> dict[str, torch.Tensor]:
+@dataclass(frozen=True)
+class Options:
+    """How formats that leave a choice are made. Nothing of it changes how a file is read."""
+
+    search: str = SEARCHES[0]
+    int8_scaling: str = INT8_SCALINGS[0]
+
+
+DEFAULT = Options()
+CHOOSING = {"nvfp4": lambda options: Nvfp4(options.search), "int8_tensorwise": lambda options: Int8(options.int8_scaling),
+            "convrot_w4a4": lambda options: ConvrotW4A4(options.search), "asym_w4a8_int8": lambda options: AsymW4A8(options.search)}
+QUANTIZED_FORMS = {"float8_e4m3fn": E4M3, "float8_e5m2": E5M2, "mxfp8": mxfp8,
+                   **{name: make(DEFAULT) for name, make in CHOOSING.items()}}
+FORMATS = {**QUANTIZED_FORMS, **plain.PLAIN}         # in the order that menus show
+QUANTIZED = frozenset(QUANTIZED_FORMS)             # the others store floats as they are
+
+
+def form_of(name: str, options: Options = DEFAULT):
+    """The format object of a name. Raises KeyError for an unknown one."""
+    return CHOOSING[name](options) if name in CHOOSING else FORMATS[name]
+
+
+def quantize(weight: torch.Tensor, name: str, options: Options = DEFAULT) -> dict[str, torch.Tensor]:
     """Suffix -> tensor as ComfyUI stores it. weight: (out_features, in_features), float32, not modified. Raises ValueError on NaN
     or inf."""
-    form = FORMATS[name]
+    form = form_of(name, options)
     stats = form.combine([form.measure(weight)]) if form.measure else None
     return {**form.quantize(weight, stats), **form.constants(stats)}
 
 
-def dequantize(parts: dict[str, torch.Tensor], name: str) -> torch.Tensor:
-    """Inverse of `quantize`, up to rounding; float32."""
-    return FORMATS[name].dequantize(parts)
+def dequantize(parts: dict[str, torch.Tensor], name: str, options: Options = DEFAULT) -> torch.Tensor:
+    """Inverse of `quantize`, up to rounding; float32, of the stored shape, padding included."""
+    return form_of(name, options).dequantize(parts)

@@ -4,6 +4,7 @@ Relative error of one rounding, on Gaussian weights: BF16 0.0017 (8 significant 
 loses bits below 2**-14 = 6.1e-5; Wan's weights fit, and a small delta keeps eight times more of itself than in BF16.
 """
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 
@@ -14,8 +15,9 @@ class Plain:
 
     NAME: str
     STORED: torch.dtype
-    kept: bool = False                             # the base's own dtype, not the one that was asked for
+    kept: str = ""                                 # why this dtype, where it is not the format that was asked for
     measure = None                                 # nothing about the whole tensor has to be known
+    GROUPS, CONSTANTS, INPUT_AMAX, STOCHASTIC = MappingProxyType({}), (), None, False
 
     def outputs(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Suffix -> (shape, dtype) of what is stored."""
@@ -25,7 +27,8 @@ class Plain:
         """A plain tensor has no scales."""
         return {}
 
-    def quantize(self, band: torch.Tensor, stats: None, scratch: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+    def quantize(self, band: torch.Tensor, stats: None, scratch: torch.Tensor | None = None, *, importance: None = None,
+                 noise: None = None) -> dict[str, torch.Tensor]:
         """Rows in the stored dtype. band: float32, not modified. Raises ValueError when a finite value overflows the dtype, or is
         NaN or inf."""
         stored = band.to(self.STORED)
@@ -40,12 +43,20 @@ class Plain:
 
     def _way_out(self) -> str:
         wider = "bf16" if self.NAME == "fp16" else "fp32"
-        return f"this tensor keeps the base's {self.NAME}; choose fp32, or a {wider} base" if self.kept else "choose bf16 or fp32"
+        ways = {"base": f"this tensor keeps the base's {self.NAME}; choose fp32, or a {wider} base",
+                "asked": "choose bf16, or source, for kept_dtype", "": "choose bf16 or fp32"}
+        return ways[self.kept]
 
-    def dequantize(self, parts: dict[str, torch.Tensor]) -> torch.Tensor:
-        """float32 again."""
-        return parts[""].float()
+    def dequantize(self, parts: dict[str, torch.Tensor], rows: list[int] | None = None) -> torch.Tensor:
+        """float32 again, of all rows or of those."""
+        return (parts[""] if rows is None else parts[""][rows]).float()
 
 
 BF16, FP16, FP32 = Plain("bf16", torch.bfloat16), Plain("fp16", torch.float16), Plain("fp32", torch.float32)
-KEPT = {plain.STORED: replace(plain, kept=True) for plain in (BF16, FP16, FP32)}
+PLAIN = {"bf16": BF16, "fp16": FP16, "fp32": FP32}
+KEPT = {plain.STORED: replace(plain, kept="base") for plain in (BF16, FP16, FP32)}
+
+
+def as_kept(name: str) -> Plain:
+    """bf16 or fp16 for weights beside those that are quantized."""
+    return replace(PLAIN[name], kept="asked")

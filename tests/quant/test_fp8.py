@@ -1,13 +1,14 @@
-"""FP8: comfy-kitchen's eager code is the oracle, fed the same weight, never our scale."""
+"""FP8: comfy-kitchen's eager code is the oracle, fed the same weight, never our scale; for stochastic rounding, float64."""
 import pytest
 import torch
-from comfy_kitchen.tensor import TensorCoreFP8Layout
+from comfy_kitchen.backends import eager
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from wan22_master.quant import fp8
-from wan22_master.quant.formats import dequantize, quantize
+from wan22_master.quant.fp8 import E4M3, E5M2, SMALLEST_NORMAL
 
 SHAPES = [(128, 64), (1, 1), (5, 3), (257, 130), (1024, 640)]
+both = pytest.mark.parametrize("form", [E4M3, E5M2], ids=lambda form: form.NAME)
 
 
 def of(kind: str, shape: tuple[int, int]) -> torch.Tensor:
@@ -18,65 +19,148 @@ def of(kind: str, shape: tuple[int, int]) -> torch.Tensor:
             "bfloat16": normal.bfloat16().float()}[kind]
 
 
+def stored(weight: torch.Tensor, form: fp8.Fp8, **options) -> dict[str, torch.Tensor]:
+    """The whole weight as one band."""
+    amax = form.combine([form.measure(weight)])
+    return form.quantize(weight, amax, **options) | form.constants(amax)
+
+
+def kitchens(weight: torch.Tensor, form: fp8.Fp8) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and scale of comfy-kitchen, as its TensorCoreFP8Layout.quantize calls it; that one takes no e5m2 in every version."""
+    scale = torch.amax(weight.abs()) / torch.finfo(form.STORED).max
+    return eager.quantize_per_tensor_fp8(weight.clone(), scale, form.STORED), scale
+
+
+def same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+
+
+@both
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kind", ["gaussian", "heavy", "tiny", "large", "bfloat16"])
-def test_codes_and_scale_equal_comfy_kitchens(kind, shape):
+def test_codes_and_scale_equal_comfy_kitchens(form, kind, shape):
     weight = of(kind, shape)
-    codes, params = TensorCoreFP8Layout.quantize(weight.clone())
-    ours = quantize(weight, "float8_e4m3fn")
-    assert torch.equal(ours["_scale"], params.scale)
-    assert torch.equal(ours[""].view(torch.uint8), codes.view(torch.uint8))
-    assert torch.equal(dequantize(ours, "float8_e4m3fn"), TensorCoreFP8Layout.dequantize(codes, params))
+    codes, scale = kitchens(weight, form)
+    ours = stored(weight, form)
+    assert torch.equal(ours["_scale"], scale) and same_bytes(ours[""], codes)
+    back = eager.dequantize_per_tensor_fp8(codes, scale, torch.float32)
+    assert torch.equal(form.dequantize(ours), back)
+    assert torch.equal(form.dequantize(ours, [shape[0] - 1, 0]), back[[shape[0] - 1, 0]])
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.lists(st.floats(width=32, min_value=-2.0**100, max_value=2.0**100), min_size=1, max_size=64))
-def test_any_finite_row_equals_comfy_kitchens_or_is_tiny(values):
+@given(st.lists(st.floats(width=32, min_value=-2.0**100, max_value=2.0**100), min_size=1, max_size=64),
+       st.sampled_from([E4M3, E5M2]))
+def test_any_finite_row_equals_comfy_kitchens_or_is_tiny(values, form):
     weight = torch.tensor([values], dtype=torch.float32)
-    ours = quantize(weight, "float8_e4m3fn")
+    ours = stored(weight, form)
     assert torch.isfinite(ours[""].float()).all()
-    if weight.abs().max() >= 448 * fp8.SMALLEST_NORMAL:
-        codes, params = TensorCoreFP8Layout.quantize(weight.clone())
-        assert torch.equal(ours["_scale"], params.scale)
-        assert torch.equal(ours[""].view(torch.uint8), codes.view(torch.uint8))
+    if weight.abs().max() >= form.INPUT_AMAX * SMALLEST_NORMAL:
+        codes, scale = kitchens(weight, form)
+        assert torch.equal(ours["_scale"], scale) and same_bytes(ours[""], codes)
 
 
-def test_bands_of_a_tensor_make_the_codes_of_the_whole():
+@both
+def test_the_largest_weight_gets_the_largest_code_whatever_the_rounding_of_the_scale(form):
+    generator = torch.Generator().manual_seed(0)
+    for amax in torch.rand(2000, generator=generator).add(0.5).tolist():
+        for noise in (None, torch.tensor([[1 - 2.0**-24, 0.0]])):                # what rounds most upwards, and downwards
+            codes = stored(torch.tensor([[amax, -amax]]), form, noise=noise)[""]
+            assert codes.double().tolist() == [[form.INPUT_AMAX, -form.INPUT_AMAX]]     # never E5M2's inf
+
+
+@both
+def test_bands_of_a_tensor_make_the_codes_of_the_whole(form):
     weight = of("gaussian", (300, 48))
-    amax = fp8.combine([fp8.measure(weight[start:start + 128]) for start in (0, 128, 256)])
-    bands = [fp8.quantize(weight[start:start + 128], amax)[""].view(torch.uint8) for start in (0, 128, 256)]
-    assert torch.equal(torch.cat(bands), TensorCoreFP8Layout.quantize(weight.clone())[0].view(torch.uint8))
+    bands = [weight[start:start + 128] for start in (0, 128, 256)]
+    amax = form.combine([form.measure(band) for band in bands])
+    assert same_bytes(torch.cat([form.quantize(band, amax)[""].view(torch.uint8) for band in bands]).view(form.STORED),
+                      kitchens(weight, form)[0])
 
 
-def test_zeros_get_scale_one_and_zero_codes():
-    ours = quantize(torch.zeros(4, 4), "float8_e4m3fn")
-    assert ours["_scale"].item() == 1.0
-    assert not ours[""].view(torch.uint8).any()
+@both
+def test_zeros_get_scale_one_and_zero_codes(form):
+    for noise in (None, torch.full((4, 4), 1 - 2.0**-24)):
+        ours = stored(torch.zeros(4, 4), form, noise=noise)
+        assert ours["_scale"].item() == 1.0
+        assert not ours[""].view(torch.uint8).any()
 
 
-def test_subnormal_amax_stays_finite_and_close():
+@both
+def test_subnormal_amax_stays_finite_and_close(form):
     weight = torch.tensor([[1e-38, -5e-39, 0.0]])
-    back = dequantize(quantize(weight, "float8_e4m3fn"), "float8_e4m3fn")
-    assert torch.allclose(back, weight, rtol=2 ** -4, atol=0)   # 3 mantissa bits
+    back = form.dequantize(stored(weight, form))
+    assert torch.allclose(back, weight, rtol=2.0 ** -(form.MANTISSA + 1), atol=0)   # half a step of the mantissa
+    least = torch.tensor([[1.4 * form.INPUT_AMAX]]) * 2.0**-149              # its scale, 1.4 * 2**-149, is stored as 2**-149
+    assert stored(least, form)[""].float().item() == form.INPUT_AMAX
 
 
+@both
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_nan_and_inf_are_refused(bad):
+def test_nan_and_inf_are_refused(bad, form):
     weight = torch.ones(3, 3)
     weight[1, 2] = bad
     with pytest.raises(ValueError, match="NaN or inf"):
-        quantize(weight, "float8_e4m3fn")
+        stored(weight, form)
 
 
-def test_scratch_is_used_and_the_weight_is_not_changed():
-    weight = of("gaussian", (8, 8))
-    before, scratch = weight.clone(), torch.empty(8, 8)
-    with_scratch = fp8.quantize(weight, fp8.measure(weight), scratch)[""].view(torch.uint8)
-    assert torch.equal(weight, before)
-    assert torch.equal(with_scratch, fp8.quantize(weight, fp8.measure(weight))[""].view(torch.uint8))
+@both
+def test_scratch_is_used_and_the_weight_is_not_changed(form):
+    weight, noise = of("gaussian", (8, 8)), torch.rand(8, 8)
+    before, drawn = weight.clone(), noise.clone()
+    for options in ({}, {"noise": noise}):
+        scratch = torch.empty(8, 8)
+        assert same_bytes(stored(weight, form, scratch=scratch, **options)[""], stored(weight, form, **options)[""])
+        assert torch.equal(weight, before) and torch.equal(noise, drawn)
 
 
-def test_planned_outputs_are_what_quantize_returns():
+@both
+def test_planned_outputs_are_what_quantize_returns(form):
     for shape in SHAPES:
-        ours = quantize(torch.ones(shape), "float8_e4m3fn")
-        assert {suffix: (tuple(t.shape), t.dtype) for suffix, t in ours.items()} == fp8.outputs(shape)
+        ours = stored(torch.ones(shape), form)
+        assert {suffix: (tuple(t.shape), t.dtype) for suffix, t in ours.items()} == form.outputs(shape)
+        assert set(form.CONSTANTS) == {"_scale"} and ours[""].dtype == form.STORED
+
+
+def neighbours(values: torch.Tensor, form: fp8.Fp8) -> tuple[torch.Tensor, torch.Tensor]:
+    """The grid values below and above float64 values; equal where a value is one itself."""
+    grid = torch.arange(256, dtype=torch.uint8).view(form.STORED).double()
+    grid = grid[grid.isfinite()].unique()
+    return grid[torch.searchsorted(grid, values, right=True) - 1], grid[torch.searchsorted(grid, values)]
+
+
+@both
+def test_noise_picks_one_of_both_neighbours_as_often_as_the_value_is_near(form):
+    drawn = 4000
+    top = form.INPUT_AMAX                                    # the weight's amax, so the scale is one and codes are the weight's
+    tiny = torch.finfo(form.STORED).smallest_normal
+    values = torch.tensor([top, -top, 0.97 * top, -0.55 * top, 1.3, -3.7, 1.0, 0.0, 0.3 * tiny, -0.05 * tiny, 1.001 * tiny])
+    noise = torch.rand(drawn, len(values), generator=torch.Generator().manual_seed(4))
+    codes = stored(values.expand(drawn, -1).contiguous(), form, noise=noise)[""].double()
+    low, high = neighbours(values.double(), form)
+    assert ((codes == low) | (codes == high)).all()
+    wide = (high - low).where(high > low, torch.ones(()).double())
+    chance = (values.double() - low) / wide
+    # Six standard deviations of a share of `drawn`; 2**-20: what the module grants.
+    assert ((codes.mean(0) - values).abs() / wide <= 6 * (chance * (1 - chance) / drawn).sqrt() + 2.0**-20).all()
+
+
+@both
+@pytest.mark.parametrize("noise", [0.0, 0.5, 1 - 2.0**-24])
+def test_no_noise_moves_a_value_of_the_grid(form, noise):
+    grid = torch.arange(256, dtype=torch.uint8).view(form.STORED).float()
+    grid = grid[grid.isfinite()][None]                       # amax is the largest value: scale one
+    assert torch.equal(stored(grid, form, noise=torch.full_like(grid, noise))[""].float(), grid)
+
+
+def test_a_change_below_half_a_step_survives_on_average_with_noise_only():
+    weight = of("gaussian", (64, 640)).clamp_(-0.1, 0.1)
+    weight[0, 0] = 0.1                                       # the same scale before and after
+    base = E4M3.dequantize(stored(weight, E4M3))
+    change = torch.full_like(weight, 1e-5)
+    change[0, 0] = 0.0
+    noise = torch.rand(weight.shape, generator=torch.Generator().manual_seed(2))
+    kept = (E4M3.dequantize(stored(base + change, E4M3, noise=noise)) - base).double().mean() / 1e-5
+    lost = (E4M3.dequantize(stored(base + change, E4M3)) - base).double().mean() / 1e-5
+    # A step is at most 2**-4 of 0.1: the deviation of the mean is under sqrt(step * change / count), 0.4 of the change.
+    assert abs(kept - 1) < 0.4 and abs(lost) < 0.1
