@@ -12,6 +12,7 @@ from ..header import Entry, Header
 from ..specs import TensorSpec
 from ..system import ReadFile
 from . import codes
+from .packed import Packed
 
 # Measured on bf16 in the page cache, one thread, Gelem/s by piece: 64 KiB 2.0, 256 KiB 2.6, 512 KiB 3.1, 1 MiB 2.3, 4 MiB 2.1.
 PIECE = 512 << 10
@@ -19,11 +20,18 @@ PIECE = 512 << 10
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies: in which of the files, and its entry there; `scale` multiplies FP8 codes, None for all else."""
+    """Where a tensor lies: in which of the files, and its entry there; `scale` multiplies FP8 codes, None for all else; `packed`
+    says how a weight of several stored tensors is read, None for those that lie there as they are."""
 
     file: int
     entry: Entry
     scale: float | None = None
+    packed: Packed | None = None
+
+    @property
+    def spec(self) -> TensorSpec:
+        """What is read, before it is float32: as stored, or a packed weight's logical shape."""
+        return self.entry.spec if self.packed is None else self.packed.spec
 
 
 class StoredTensors:
@@ -34,6 +42,8 @@ class StoredTensors:
         self.metadata: dict[str, str] = dict(headers[0].metadata)
         self.lossy: str | None = about["lossy"]
         self.left_out: dict[str, int] = about["left_out"]
+        self.formats: dict[str, str] = about["formats"]
+        self.moved: frozenset[str] = frozenset()   # what is in files is as it was stored
         self._headers, self._files, self._places = headers, files, places
         self._local = threading.local()
 
@@ -41,10 +51,13 @@ class StoredTensors:
         return list(self._places)
 
     def spec(self, key: str) -> TensorSpec:
-        return self._places[key].entry.spec
+        """As stored; a packed weight's is its logical shape and bf16, which holds all that its grid does not."""
+        return self._places[key].spec
 
     def nbytes(self, key: str) -> int:
-        return self._places[key].entry.nbytes
+        """Bytes read for this tensor, a packed weight's scales among them."""
+        place = self._places[key]
+        return place.entry.nbytes if place.packed is None else place.packed.nbytes
 
     def identity(self) -> dict:
         """What must be unchanged for a job to be resumed: each file's name, size, time of change and header hash."""
@@ -56,16 +69,20 @@ class StoredTensors:
         """Rows [start, stop) of dim 0, or the whole tensor when `rows` is None; float32 on the CPU.
 
         out: contiguous float32 CPU tensor of exactly that shape; it is overwritten and returned. None makes a new one.
-        Exact for every stored type but float64; FP8 gives float32(code) * scale, rounded once.
+        Exact for every stored type but float64; FP8 gives float32(code) * scale, rounded once; a packed weight what its format's
+        `dequantize` gives.
         Raises ValueError for rows or an `out` that do not fit, MergeError when the file cannot be read.
         """
         place = self._places[key]
-        start, shape = _band(key, place.entry.spec.shape, rows)
+        start, shape = _band(key, place.spec.shape, rows)
         if out is None:
             out = torch.empty(shape, dtype=torch.float32)
         elif out.shape != shape or out.dtype != torch.float32 or not out.is_contiguous() or out.device.type != "cpu":
             found = f"{out.dtype} {tuple(out.shape)}"
             raise ValueError(f"{key}: expected a contiguous float32 CPU buffer of {tuple(shape)}, found {found}")
+        if place.packed is not None:
+            place.packed.read(self._files, rows or (0, shape[0]), out)
+            return out
         offset = place.entry.start + start * place.entry.spec.dtype.itemsize
         self._fill(place, offset, out.view(-1))
         return out
@@ -73,7 +90,10 @@ class StoredTensors:
     def advise(self, key: str, rows: tuple[int, int] | None = None) -> None:
         """Hint that these rows are read soon."""
         place = self._places[key]
-        start, shape = _band(key, place.entry.spec.shape, rows)
+        start, shape = _band(key, place.spec.shape, rows)
+        if place.packed is not None:
+            place.packed.advise(self._files, rows or (0, shape[0]))
+            return
         itemsize = place.entry.spec.dtype.itemsize
         self._files[place.file].advise(place.entry.start + start * itemsize, shape.numel() * itemsize)
 

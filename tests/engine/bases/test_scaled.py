@@ -1,4 +1,4 @@
-"""Quantized bases: FP8 is code times scale in all three spellings; what is not read back is refused by its name."""
+"""FP8 bases: code times scale in all three spellings; what is not read back is refused by its name."""
 import json
 
 import pytest
@@ -54,6 +54,16 @@ def test_scaled_fp8_is_code_times_scale(tmp_path, how, prefix):
                 assert torch.equal(source.read(key, (0, len(wanted) // 2)), wanted[:len(wanted) // 2])
 
 
+def test_scaled_e5m2_is_code_times_scale(tmp_path):
+    key, scale = QUANTIZED[1], torch.tensor(0.37)
+    codes = wan()[key].to(torch.float8_e5m2)
+    quant = torch.tensor(list(b'{"format": "float8_e5m2"}'), dtype=torch.uint8)
+    tensors = wan(torch.bfloat16) | {key: codes, f"{layer(key)}.weight_scale": scale, f"{layer(key)}.comfy_quant": quant}
+    with open_source(saved(tmp_path / "fp8.safetensors", tensors), allow_lossy=True) as source:
+        assert (source.lossy, source.formats) == ("float8_e5m2, scaled", {key: "float8_e5m2"})
+        assert torch.equal(source.read(key, (3, 77)), codes[3:77].float() * scale)
+
+
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
 def test_unscaled_fp8_is_the_code_itself(tmp_path, dtype):
     tensors = wan(torch.bfloat16)
@@ -70,8 +80,8 @@ def changed(how):
     """A scaled file with one thing wrong, and what the refusal must say."""
     tensors, _, _ = scaled_files("comfy_quant")
     first = layer(QUANTIZED[0])
-    text = {"nvfp4": '{"format": "nvfp4"}', "mxfp8": '{"format": "mxfp8"}', "int8_tensorwise": '{"format": "int8_tensorwise"}',
-            "convrot_w4a4": '{"format": "convrot_w4a4"}', "no format": "{}", "no JSON": "{{", "a list": "[]"}.get(how)
+    text = {"svdquant_w4a4": '{"format": "svdquant_w4a4"}', "float8_e4m3fn_rowwise": '{"format": "float8_e4m3fn_rowwise"}',
+            "no format": "{}", "no JSON": "{{", "a list": "[]"}.get(how)
     if text:
         return tensors | {f"{first}.comfy_quant": torch.tensor(list(text.encode()), dtype=torch.uint8)}
     scales = {"zero": torch.tensor(0.0), "nan": torch.tensor(torch.nan), "per row": torch.ones(DIM, 1), "int": torch.tensor(1)}
@@ -86,8 +96,8 @@ def changed(how):
 
 
 @pytest.mark.parametrize(("how", "message"), [
-    ("nvfp4", "found nvfp4"), ("mxfp8", "found mxfp8"), ("int8_tensorwise", "found int8_tensorwise"),
-    ("convrot_w4a4", "found convrot_w4a4"), ("no format", "name of its format"), ("no JSON", "expected JSON"),
+    ("svdquant_w4a4", "found svdquant_w4a4, which is not read back"), ("no format", "name of its format"),
+    ("float8_e4m3fn_rowwise", "found float8_e4m3fn_rowwise, which is not read back"), ("no JSON", "expected JSON"),
     ("a list", "expected JSON"), ("zero", "finite scale above 0"), ("nan", "finite scale above 0"),
     ("per row", r"expected one float, found F32 \[128, 1\]"), ("int", "expected one float"),
     ("smoothed", "pre_quant_scale"), ("bf16 weight", "expected an FP8 weight"), ("no scale", "expected one scale, found none"),

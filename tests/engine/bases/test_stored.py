@@ -38,6 +38,7 @@ def test_every_value_is_the_one_safetensors_reads(tmp_path, dtype):
     with open_source(path) as source:
         assert set(source.keys()) == set(oracle)
         assert (source.name, source.path, source.lossy, source.left_out) == ("base.safetensors", str(path), None, {})
+        assert source.formats == {}
         for key, wanted in oracle.items():
             assert (source.spec(key).shape, source.spec(key).dtype) == (tuple(wanted.shape), dtype)
             assert source.nbytes(key) == wanted.nbytes
