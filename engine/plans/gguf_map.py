@@ -1,0 +1,106 @@
+"""A GGUF file of the same model as a precision map: only the types of its tensors are read, none of its values.
+
+As jorismak/convert_nvfp4 decides (classify_layers_from_gguf), for a 2-D weight of type T, and N = --gguf-nvfp4-max-bitdepth:
+    not in the file, or F16, BF16, F32    keep
+    n = first Q(\\d+) in T (Q5_K: 5, IQ4_XS: 4, TQ1_0: 1)    n <= N: nvfp4    n > N: float8_e4m3fn with --use-fp8, else keep
+    no such number (MXFP4, I8)            keep
+    --gguf-keep-edge-blocks-fp16          blocks 0, 1, L-2, L-1: keep
+F32 names, of whatever tensors, form the set that stays in F32 when the source is. Only linears of the blocks are concerned here;
+the original quantizes embeddings too when a GGUF has them narrow, which its makers never do (city96, lcpp.patch).
+"""
+import os
+import re
+from collections.abc import Mapping
+
+from ..errors import HeaderError, SourceError
+from ..precision import BLOCK_LINEAR
+from ..specs import TensorSpec
+from .moves import Choices, keep_edges, moved
+from .names import PREFIX, bare, some
+from .plan import KEEP, Choice, block_linears
+
+ARCHITECTURE = "wan"     # general.architecture, as city96's tools/convert.py writes it
+MAX_ENTRIES = 200_000    # tensors or fields of a sane file; a real one has about 1100 and 30
+DEPTH = re.compile(r"Q(\d+)")
+PLAIN = ("F16", "BF16", "F32")
+BAD_HEADER = (ValueError, IndexError, KeyError, OverflowError, TypeError)  # what GGUFReader raises on bytes that are none
+
+
+def types_of(path: str | os.PathLike) -> dict[str, str]:
+    """Key -> name of its GGML type (Q5_K, F16), as the file spells the keys. Reads the header alone, whatever the file's size.
+
+    Raises HeaderError: not a GGUF file, or damaged; SourceError: of another architecture. Both name the file.
+    """
+    import gguf  # here, not above: a ComfyUI without it still starts, and only this needs it
+
+    try:
+        with open(path, "rb") as file:
+            start = file.read(24)
+        if len(start) < 24 or start[:4] != b"GGUF":
+            raise HeaderError(f"{path}: expected a GGUF file, found one that starts with {start[:4]!r}, choose another")
+        if max(int.from_bytes(start[8:16], "little"), int.from_bytes(start[16:24], "little")) > MAX_ENTRIES:
+            raise HeaderError(f"{path}: expected at most {MAX_ENTRIES} tensors, found more, the header is damaged or big-endian")
+        reader = gguf.GGUFReader(path)
+        field = reader.get_field("general.architecture")
+        architecture = "" if field is None else str(field.contents())
+        found = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    except OSError as cause:
+        raise HeaderError(f"{path}: expected a GGUF file, found none to read: {cause.strerror}, check the path") from cause
+    except BAD_HEADER as cause:
+        raise HeaderError(f"{path}: expected a whole GGUF file, found a damaged header ({cause}), download it again") from cause
+    if architecture != ARCHITECTURE:
+        raise SourceError(f"{path}: expected a GGUF of architecture {ARCHITECTURE}, found {architecture or 'none'!r}, "
+                          f"choose a GGUF of a Wan model")
+    return found
+
+
+def from_gguf(model: Mapping[str, TensorSpec], types: Mapping[str, str], *, nvfp4_max_bitdepth: int = 4, use_fp8: bool = False,
+              keep_edge_blocks: bool = False) -> Choices:
+    """The choice of each block linear of `model` after the types that `types_of` read. A prefix on either side is ignored.
+
+    Raises SourceError when not one block linear is in the map.
+    """
+    linears = block_linears({bare(key): spec for key, spec in model.items()})
+    known = {bare(key): name for key, name in types.items()}
+    if not any(f"{layer}.weight" in known for layer in linears):
+        raise SourceError(f"gguf map: expected the {len(linears)} block linears of the model, found none of them among "
+                          f"{len(known)} names ({some(known)}), choose a GGUF of this model")
+    found = {layer: _choice(known.get(f"{layer}.weight"), nvfp4_max_bitdepth, use_fp8=use_fp8) for layer in linears}
+    return keep_edges(found) if keep_edge_blocks else found
+
+
+def _choice(name: str | None, limit: int, *, use_fp8: bool) -> Choice:
+    if name is None:
+        return Choice(KEEP, reason="not in the GGUF")
+    depth = DEPTH.search(name)
+    told = Choice(KEEP, reason=f"{name} in the GGUF")
+    if not depth:  # F16, BF16 and F32 among them
+        return told
+    if int(depth[1]) <= limit:
+        return moved(told, "nvfp4", f"at most {limit} bits")
+    if use_fp8:
+        return moved(told, "float8_e4m3fn", f"more than {limit} bits")
+    return Choice(KEEP, reason=f"{told.reason}; more than {limit} bits, and fp8 was not asked for")
+
+
+def fp32_names(types: Mapping[str, str]) -> tuple[str, ...]:
+    """Native keys that the GGUF stores in F32, weights or not; these stay F32 where the source is."""
+    return tuple(bare(key) for key, name in types.items() if name == "F32")
+
+
+def oddities(model: Mapping[str, TensorSpec], types: Mapping[str, str]) -> list[str]:
+    """Notices of how a map and a model differ: prefixes, layers that one of them has not, types that say nothing."""
+    linears = block_linears({bare(key): spec for key, spec in model.items()})
+    known = {bare(key): name for key, name in types.items()}
+    missing = [layer for layer in linears if f"{layer}.weight" not in known]
+    extra = [key for key in known if BLOCK_LINEAR.fullmatch(key) and key.removesuffix(".weight") not in linears]
+    other = [f"{key} {name}" for key, name in known.items() if name not in PLAIN and not DEPTH.search(name)]
+    narrow = [key for key, name in known.items() if DEPTH.search(name) and not BLOCK_LINEAR.fullmatch(key)]
+    prefixed = [where for where, keys in (("the model", model), ("the gguf", types)) if any(key.startswith(PREFIX) for key in keys)]
+    return [f"gguf map: {text}" for is_so, text in (
+        (prefixed, f"{PREFIX} before the names of {' and '.join(prefixed)} was ignored"),
+        (missing, f"{len(missing)} of {len(linears)} block linears are not in it and stay unquantized: {some(missing)}"),
+        (extra, f"it has {len(extra)} block linears that the model has not, so it may be of another model: {some(extra)}"),
+        (other, f"{len(other)} tensors are of a type without a bit depth and stay unquantized: {some(other)}"),
+        (narrow, f"{len(narrow)} tensors outside the linears of the blocks are quantized there and not here: {some(narrow)}"),
+    ) if is_so]
