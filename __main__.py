@@ -46,7 +46,7 @@ def carry_out(recipe_path: str, *, device: str | None, reports: Path | None, pla
     with plan_recipe(recipe, folder, check_space=not plan_only, should_stop=stop) as plan:
         show(terminal.plan_lines(plan.experts, plan.notices))
         if plan_only:
-            show(terminal.plan_table(plan.rows()))
+            show(terminal.plan_table(plan.rows(), plan.volumes(), plan.order))
             return None
         with terminal.ProgressBar(sys.stderr) as progress:
             report = run(plan, reports=folder, should_stop=stop, on_progress=progress)

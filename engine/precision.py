@@ -5,15 +5,20 @@ patch_embedding loads with its codes unscaled, and detection reads the raw shape
 (comfy/model_detection.py). Embeddings, time, head, norms and modulation are small and stay as wide as they came.
 """
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 
-from ..quant.formats import FORMATS, QUANTIZED
-from ..quant.plain import KEPT
+from ..quant.formats import FORMATS, QUANTIZED, Options, form_of
+from ..quant.plain import KEPT, as_kept
+from .errors import PlanError
 from .specs import TensorSpec
 
 BLOCK_LINEAR = re.compile(r"(?:vace_)?blocks\.(\d+)\.(self_attn|cross_attn|ffn)\.(?:q|k|v|o|k_img|v_img|0|2)\.weight")
 KINDS = ("self_attn", "cross_attn", "ffn")
+KEEP = "keep"                                      # in a precision plan: not quantized
+SOURCE = "source"                                  # what is not quantized keeps the dtype it came in
 # A source in one of these grids is already lossy; what stays unquantized comes out in 16 bit.
 NARROW = {torch.float8_e4m3fn: torch.bfloat16, torch.float8_e5m2: torch.bfloat16, torch.float64: torch.float32}
 
@@ -29,21 +34,74 @@ def block_of(key: str) -> tuple[int, str] | None:
     return (int(found[1]), found[2]) if found and not key.startswith("vace_") else None
 
 
+def layer_of(key: str) -> str:
+    """The layer of a weight's key."""
+    return key.removesuffix(".weight")
+
+
 def kept_dtype(spec: TensorSpec) -> torch.dtype:
-    """Dtype of a tensor that stays unquantized: its own."""
+    """Dtype of a tensor that stays unquantized, where nothing else is asked for: its own."""
     return NARROW.get(spec.dtype, spec.dtype)
 
 
-def choose(key: str, spec: TensorSpec, name: str):
-    """The format module for one tensor of an output in format `name`.
+@dataclass(frozen=True)
+class Forms:
+    """What each tensor of one output file is stored as.
 
-    A quantized format takes the block linears. A plain one takes every 2-D weight; what ComfyUI computes in 32 bit whatever it is
-    stored in (patch_embedding, modulation, norms, biases) keeps its dtype, except in fp32, which takes all.
+    format: of every block linear that `layers` does not name, or a plain one for every weight; layers: layer -> format or KEEP;
+    full_precision: layers whose product is computed in 16 bit; kept: dtype of 2-D weights that are not quantized, SOURCE, bf16 or
+    fp16; fp32_names: keys that stay F32 if they came so, whatever `kept` says (a GGUF map's); options: of the formats.
     """
-    quantized = name in QUANTIZED
-    if is_block_linear(key, spec) if quantized else (name == "fp32" or (len(spec.shape) == 2 and key.endswith(".weight"))):
-        return FORMATS[name]
-    return KEPT[kept_dtype(spec)]
+
+    format: str
+    layers: Mapping[str, str] = field(default_factory=dict)
+    full_precision: frozenset[str] = frozenset()
+    kept: str = SOURCE
+    fp32_names: frozenset[str] | None = None
+    options: Options = field(default_factory=Options)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether this file's block linears are quantized at all."""
+        return self.format in QUANTIZED
+
+    def name(self, key: str, spec: TensorSpec) -> str | None:
+        """Name of the quantized format of a tensor; None when it is stored as floats without scales."""
+        if not self.is_quantized or not is_block_linear(key, spec):
+            return None
+        name = self.layers.get(layer_of(key), self.format)
+        return None if name == KEEP else name
+
+    def of(self, key: str, spec: TensorSpec):
+        """The format object for one tensor.
+
+        A plain format takes every 2-D weight; what ComfyUI computes in 32 bit whatever it is stored in (patch_embedding,
+        modulation, norms, biases) keeps its dtype, except in fp32, which takes all.
+        """
+        name = self.name(key, spec)
+        if name is not None:
+            return form_of(name, self.options)
+        is_matrix = len(spec.shape) == 2 and key.endswith(".weight")
+        if not self.is_quantized and (self.format == "fp32" or is_matrix):
+            return FORMATS[self.format]
+        if self.is_quantized and self.kept != SOURCE and is_matrix and not self._stays_fp32(key, spec):
+            return as_kept(self.kept)
+        return KEPT[kept_dtype(spec)]
+
+    def _stays_fp32(self, key: str, spec: TensorSpec) -> bool:
+        """With a GGUF map, only F32 is narrowed, and not where the map keeps F32: as the converter of the map's inventor."""
+        return self.fp32_names is not None and (spec.dtype != torch.float32 or key in self.fp32_names)
+
+    def is_full_precision(self, key: str) -> bool:
+        """Whether the product of a quantized layer is computed in 16 bit."""
+        return layer_of(key) in self.full_precision
+
+    def outputs(self, key: str, spec: TensorSpec) -> dict[str, TensorSpec]:
+        """Suffix -> spec of everything stored for one tensor. Raises PlanError where its format cannot hold that shape."""
+        try:
+            return {suffix: TensorSpec(*stored) for suffix, stored in self.of(key, spec).outputs(spec.shape).items()}
+        except ValueError as cause:
+            raise PlanError(f"{key}: {cause}") from cause
 
 
 def processing_order(specs: dict[str, TensorSpec]) -> list[str]:

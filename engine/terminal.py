@@ -92,21 +92,18 @@ def plan_lines(experts: list, notices: list[str]) -> list[str]:
     return told + [f"note: {notice}" for notice in notices]
 
 
-def plan_table(rows: list[dict]) -> list[str]:
-    """Rows of a plan as a table, and whether they fit on the disk."""
-    return [*table(rows, PLANNED), *shortage(rows)]
+def plan_table(rows: list[dict], volumes: list[dict], order: str) -> list[str]:
+    """Rows of a plan as a table, and what they take of each volume."""
+    return [*table(rows, PLANNED), *volume_lines(volumes, order)]
 
 
-def shortage(rows: list[dict]) -> list[str]:
-    """A line when the files of a plan, which go into one folder, do not fit there; else none.
-
-    rows: of a plan; `needed_bytes` is the bytes that are not on the disk yet.
-    """
-    needed, free = sum(row["needed_bytes"] for row in rows), min((row["free_bytes"] for row in rows), default=0)
-    if needed <= free:
-        return []
-    return [f"does not fit: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free; free some space, or choose a folder on "
-            "another disk"]
+def volume_lines(volumes: list[dict], order: str) -> list[str]:
+    """A line for each volume of a plan: needed, at the worst moment, free; and first of all whether it does not fit."""
+    lines = [f"{each['volume']}: {each['needed_bytes'] / 1e9:.2f} GB more in the end, {each['peak_bytes'] / 1e9:.2f} GB at the "
+             f"peak, {each['free_bytes'] / 1e9:.2f} GB free; order: {order}" for each in volumes]
+    short = [f"does not fit: {each['peak_bytes'] / 1e9:.2f} GB are needed, {each['free_bytes'] / 1e9:.2f} GB are free; free some "
+             "space, or choose a folder on another disk" for each in volumes if each["peak_bytes"] > each["free_bytes"]]
+    return short + lines
 
 
 def leftover_lines(leftovers: list[Leftover]) -> list[str]:
@@ -119,13 +116,35 @@ def leftover_lines(leftovers: list[Leftover]) -> list[str]:
 def report_lines(report: dict, told: Iterable[str] = ()) -> list[str]:
     """The table of finished files, what it was computed on, and every notice that was not `told` before."""
     rows = [_row(expert, out) for expert in report["experts"] for out in expert["outputs"]]
-    of_files = [out["notice"] for expert in report["experts"] for out in expert["outputs"] if out.get("notice")]
+    outputs = [out for expert in report["experts"] for out in expert["outputs"]]
+    of_files = [out["notice"] for out in outputs if out.get("notice")]
     notices = [notice for notice in dict.fromkeys([*report["notices"], *of_files]) if notice not in told]
-    return [*table(rows, FINISHED), f"computed on {report['device']}", *(f"note: {notice}" for notice in notices)]
+    quality = [f"{out['file']}: {line}" for out in outputs for line in quality_lines(out)]
+    return [*table(rows, FINISHED), *quality, f"computed on {report['device']}", *(f"note: {notice}" for notice in notices)]
+
+
+def quality_lines(out: dict) -> list[str]:
+    """What a finished output says of its formats, and of how much of the merge is left in it (jobs/quality.py)."""
+    lines = []
+    if len(out.get("formats") or ()) > 1:
+        lines.append(", ".join(f"{each['layers']} {name} (error {each['error']:.2%})" for name, each in out["formats"].items()))
+    kept = out.get("survival")
+    if kept:
+        said = f"keeps {kept['projection']:.1%} (± {kept['standard_error']:.1%}) of the merge, cosine {kept['cosine']:.2f}, "
+        said += f"{kept['unchanged']:.0%} of codes as the base's"
+        if kept["effect_over_noise"] is not None:
+            said += f"; effect over rounding noise {kept['effect_over_noise']:.2f}"
+        if kept["drowned"]:
+            layer, least = kept["least"][0]
+            said += f", under 1 in {kept['drowned']} layers, least {layer} at {least:.2f}"
+        lines.append(said)
+    if out.get("stochastic"):
+        lines.append(f"{out['stochastic']} layers rounded stochastically: their base was quantized already")
+    return lines
 
 
 def _row(expert: dict, out: dict) -> dict:
     meter, rate, peak = expert.get("meter") or {}, expert.get("bytes_per_s"), expert.get("peak_bytes")
-    return {"expert": expert["role"], "format": out["format"], "MB": out["bytes"] // 10**6, "error": out["error"],
+    return {"expert": expert["role"], "format": out.get("label", out["format"]), "MB": out["bytes"] // 10**6, "error": out["error"],
             "shift": meter.get("shift"), "status": meter.get("status"), "MB/s": rate and int(rate / 1e6),
             "peak MB": peak and peak // 10**6, "file": out["file"] + (" (already there)" if out.get("up_to_date") else "")}

@@ -34,6 +34,7 @@ class MixedSource:
         self.strength = mix.strength.get(role, 1.0)
         self.path, self.name, self.left_out = base.path, base.name, base.left_out
         self.metadata = metadata_of(base.metadata, [source.metadata for source in others]) if self.strength else base.metadata
+        self.formats, self.moved = base.formats, frozenset(base.formats)   # what is mixed in moves a base off its grid
         self.lossy = next((source.lossy for source in (base, *others) if source.lossy), None)
         self._specs = {key: base.spec(key) for key in list(base.keys())}
         self.extra = {source.name: [key for key in list(source.keys()) if key not in self._specs] for source in others}

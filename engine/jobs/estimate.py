@@ -2,14 +2,11 @@
 import math
 import os
 
-from .. import precision
 from ..bands import BAND_ELEMENTS, MOST_THREADS
 from ..merging.contribution import Contribution, Rules
 from ..system import free_bytes, processors
 from .experts import ExpertPlan
-from .file_plan import OutputPlan
-from .job import PART
-from .targets import reserved_bytes
+from .order import needed_bytes
 
 READ_RATE = 0.6e9                                  # bytes/s of BF16 in, FP8 out, cold, on two cores (docs/log.md, Speed)
 GEMM_RATE = 3.4e11                                 # float32 operations/s of two cores, 135 to 216e9 a core (docs/log.md, Products)
@@ -42,7 +39,7 @@ def _buffers(expert: ExpertPlan, key: str) -> int:
         return 2
     decides = "base" in forms or any(what.method == "classic" or what.dense_density < 1.0 for what in whats)
     ranks = any(expert.rules.of(what.pass_number).combine != "sum" for what in whats)
-    return int(decides or ranks or any(precision.choose(key, expert.specs[key], out.format).measure for out in expert.outputs))
+    return int(decides or ranks or any(out.forms.of(key, expert.specs[key]).measure for out in expert.outputs))
 
 
 def _form(module) -> str:
@@ -73,12 +70,7 @@ def _seconds(numel: int, what: Contribution, rules: Rules) -> float:
 
 def estimate(expert: ExpertPlan) -> list[dict]:
     """A row per output."""
-    return [{"expert": expert.role, "format": out.format, "file": os.path.basename(out.target.path), "bytes": out.layout.size,
+    return [{"expert": expert.role, "format": out.label, "file": os.path.basename(out.target.path), "bytes": out.layout.size,
              "state": out.target.state, "seconds": round(seconds(expert), 1), "memory_bytes": memory_bytes(expert),
              "needed_bytes": needed_bytes(out), "free_bytes": free_bytes(os.path.dirname(out.target.path))}
             for out in expert.outputs]
-
-
-def needed_bytes(out: OutputPlan) -> int:
-    """What the disk still has to give for one output."""
-    return 0 if out.target.state in {"done", "renamed"} else out.layout.size - reserved_bytes(out.target.path + PART)

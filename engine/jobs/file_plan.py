@@ -2,20 +2,20 @@
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
 from .. import precision
+from ..plans.cards import FLOATS
+from ..precision import Forms
 from ..recipes.recipe import Mix, Output, Pass, Recipe
-from ..specs import TensorSpec
 from ..version import ENGINE, MERGE
 from . import layout, metadata
 from .experts import ExpertPlan
 from .targets import Target
 
 FAST = "fast_uncalibrated"
-ONE = torch.ones(1).view(torch.uint8).numpy().tobytes()   # float32 1.0
 
 
 @dataclass(frozen=True)
@@ -24,32 +24,75 @@ class OutputPlan:
 
     role: str
     format: str
+    label: str                                     # tells it from the expert's other outputs: format, plan, suffix
+    forms: Forms
     layout: layout.Layout
     target: Target
     job_id: str                                    # see `identify`
     wish: str
     sources: list[dict]
+    noisy: frozenset[str] = frozenset()            # keys whose codes are rounded stochastically
 
 
 def lay_out(recipe: Recipe, expert: ExpertPlan, output: Output, sha256: dict[str, str]) -> layout.Layout:
-    """Every byte of one output, from the specs of its expert. sha256: path -> hash, of LoRAs and of a base where it is known."""
-    body, entries, scales = {}, {}, {}
+    """Every byte of one output, from the specs of its expert. sha256: path -> hash, of LoRAs and of a base where it is known.
+
+    Raises PlanError for a tensor that its format cannot hold.
+    """
+    forms, body, entries, scales = forms_of(expert, output), {}, {}, {}
+    amax = output.input_amax.get(expert.role, {})
     for key in expert.order:
-        form = precision.choose(key, expert.specs[key], output.format)
-        parts = {suffix: TensorSpec(*spec) for suffix, spec in form.outputs(expert.specs[key].shape).items()}
-        body |= {key + suffix: spec for suffix, spec in parts.items() if spec.shape or suffix == ""}
-        if output.format in precision.QUANTIZED and precision.is_block_linear(key, expert.specs[key]):
-            layer = key.removesuffix(".weight")
-            entries[layer + ".comfy_quant"] = form.comfy_quant(full_precision=output.activations != FAST)
-            scales |= {key + suffix: spec for suffix, spec in parts.items() if not spec.shape and suffix}
-            if output.activations == FAST:         # ComfyUI takes 1.0 in silence where there is none; here it is written out
-                scales[layer + ".input_scale"] = ONE
+        spec = expert.specs[key]
+        form, parts = forms.of(key, spec), forms.outputs(key, spec)
+        body |= {key + suffix: stored for suffix, stored in parts.items() if suffix not in form.CONSTANTS}
+        if forms.name(key, spec) is not None:
+            layer = precision.layer_of(key)
+            slow = forms.is_full_precision(key) and form.NAME in FLOATS
+            entries[layer + ".comfy_quant"] = form.comfy_quant(full_precision=slow)
+            scales |= {key + suffix: parts[suffix] for suffix in form.CONSTANTS}
+            if form.INPUT_AMAX and layer in amax and form.NAME != SLOW:
+                scales[layer + ".input_scale"] = _float32(amax[layer] / form.INPUT_AMAX)
+            elif form.NAME == SCALE_OF_ONE and not slow:
+                scales[layer + ".input_scale"] = _float32(1.0)
     return layout.place(body, entries, scales, _metadata(recipe, expert, output, sha256))
+
+
+# The format for which ComfyUI takes an input scale of 1.0 in silence where there is none (comfy/quant_ops.py): it is written out.
+SCALE_OF_ONE = "float8_e4m3fn"
+# CUDA has no product of two E5M2 matrices, and ComfyUI would quantize the input to E5M2 too: such a file would stop at its first
+# step, so its layers are always multiplied in 16 bit.
+SLOW = "float8_e5m2"
+
+
+def forms_of(expert: ExpertPlan, output: Output) -> Forms:
+    """What each tensor of this expert is stored as. A quantized layer without an input scale follows `activations`."""
+    forms, scaled = output.forms(expert.role), output.input_amax.get(expert.role, {})
+    names = {key: name for key, spec in expert.specs.items() if (name := forms.name(key, spec))}
+    slow = {precision.layer_of(key) for key, name in names.items()
+            if name == SLOW or (output.activations != FAST and not (
+                precision.layer_of(key) in scaled and forms.of(key, expert.specs[key]).INPUT_AMAX))}
+    return replace(forms, full_precision=forms.full_precision | slow)
+
+
+def noisy_keys(expert: ExpertPlan, output: Output) -> frozenset[str]:
+    """Keys whose codes are rounded stochastically: a delta was added to a weight that lies on a quantized grid already, where
+    rounding to nearest would put most of it back. From a full-precision source nearest is better by a factor of 1.4 in error."""
+    grids, forms = expert.source.formats, output.forms(expert.role)
+    if output.rounding != "auto":
+        return frozenset()
+    moved = {*expert.contributions, *expert.source.moved}
+    return frozenset(key for key in moved if key in grids and forms.name(key, expert.specs[key])
+                     and forms.of(key, expert.specs[key]).STOCHASTIC)
+
+
+def _float32(value: float) -> bytes:
+    return torch.tensor([value], dtype=torch.float32).view(torch.uint8).numpy().tobytes()
 
 
 def _metadata(recipe: Recipe, expert: ExpertPlan, output: Output, sha256: dict[str, str]) -> dict[str, str]:
     base, known = {"name": metadata.public_name(expert.source)}, sha256.get(expert.source.path)
-    facts = {"task": expert.variant.task, "size": expert.size, "format": output.format, "engine": ENGINE, "merge": MERGE,
+    facts = {"task": expert.variant.task, "size": expert.size, "format": output.format, "label": output.label,
+             "engine": ENGINE, "merge": MERGE,
              "base": {**base, "sha256": known} if known else base,
              "passes": metadata.describe_passes(recipe.passes, expert.role, sha256, names=recipe.save.lora_names)}
     return metadata.build(recipe, expert.role, facts, expert.source.metadata)
@@ -68,7 +111,7 @@ def identify(recipe: Recipe, expert: ExpertPlan, output: Output, sha256: dict[st
     paths = [lora.files[role] for each in recipe.passes for lora in each.loras if role in lora.files]
     mix, others = _mix(recipe.mix, role)
     sources = [*expert.source.identity()["files"], *({"name": os.path.basename(path), "sha256": sha256[path]} for path in paths)]
-    asked = {"role": role, "format": output.format, "activations": output.activations, "mix": mix,
+    asked = {"role": role, "output": asdict(output.only(role)), "mix": mix,
              "passes": [told for each in recipe.passes if (told := _pass(each, role))["loras"]],
              "compat": recipe.compat, "normalize": recipe.normalize,
              "said": [recipe.title, recipe.title_version, recipe.date, recipe.save.metadata, recipe.save.lora_names]}

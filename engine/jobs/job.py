@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from ..errors import MergeError, PlanError
 from ..system import naming, write_json
 
-VERSION = 1
+VERSION = 2                                        # 2: outputs by label
 PART, JOB = ".part", ".job.json"
 
 
@@ -24,7 +24,7 @@ class Job:
     wish: str                                      # the same without the files' content: tells "changed" from "another job"
     recipe: dict
     sources: list[dict]                            # name, size, mtime_ns, header or full hash
-    output: dict                                   # role, format, and of the plan: bytes, tensors, hash of the header
+    output: dict                                   # role, label, and of the plan: bytes, tensors, hash of the header
     reports: str                                   # folder of the report and of the record of finished files
     finished: list[dict] = field(default_factory=list)   # key, end, prefix, sides, report
     sealed: dict | None = None                     # size, mtime_ns and report of the complete part, written before its rename

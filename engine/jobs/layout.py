@@ -1,8 +1,9 @@
 """Where every byte of an output file lies, from headers alone: the safetensors header, padded, and the offset of each tensor.
 
 Order of the data: the tensors that are written in row bands ("body", in processing order), the `comfy_quant` entries, then the
-float32 scales ("tail"). So the body can be hashed while it is written, and the tail, a few hundred bytes a layer, at the end. A
-`comfy_quant` entry is JSON, so trailing spaces inside it restore the alignment of what follows without a hole.
+float32 tensors without rows, as scales and codebooks ("tail"). So the body can be hashed while it is written, and the tail, a few
+hundred bytes a layer, at the end. A `comfy_quant` entry is JSON, so trailing spaces inside it restore the alignment of what follows
+without a hole.
 
 Header: 8 bytes of length, JSON, spaces (safetensors README, "Format"). 64 KB of spaces stay for later edits of the metadata in
 place.

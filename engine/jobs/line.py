@@ -17,8 +17,9 @@ from ..errors import at
 from ..merging.merge import Alteration
 from ..precision import is_block_linear
 from ..specs import TensorSpec
-from .output import Output
+from .output import Band, Output, sampled_rows
 from .room import Room
+from .survival import Space
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Step:
     spec: TensorSpec
     change: Alteration | None
     outputs: list[Output]
+    space: Space | None = None                     # of the change's rows, where outputs tell what they keep of it
 
 
 @dataclass
@@ -39,7 +41,8 @@ class Notes:
     before: dict[Rows, float] = field(default_factory=dict)                    # sum |W|, for the legacy number only
     after: dict[Rows, float] = field(default_factory=dict)                     # sum |W'|
     energies: dict[Rows, object] = field(default_factory=dict)
-    stats: dict[tuple[str, Rows], float] = field(default_factory=dict)
+    stats: dict[tuple[str, Rows], object] = field(default_factory=dict)
+    bases: dict[Rows, torch.Tensor] = field(default_factory=dict)              # sampled rows before the merge
 
 
 class Line:
@@ -89,6 +92,8 @@ class Line:
             notes.squares[rows] = square = torch.dot(flat, flat).item()
             if not math.isfinite(square) and not torch.isfinite(flat).all():
                 raise ValueError("the base holds NaN or inf; get the file again, or choose another base")
+            if step.space is not None:
+                notes.bases[rows] = band[sampled_rows(step.key, step.spec, rows)]
 
     def _merge(self, step: Step, rows: Rows, notes: Notes) -> None:
         if step.change is not None:
@@ -117,9 +122,9 @@ class Line:
         def encode(rows: Rows) -> list:
             with self._at(step, "merge"):
                 prepare(rows)
-            band, spare = self.room.band(step.spec, rows), self.room.scratch(step.spec, rows)
-            with self._at(step, "quantize"):
-                return [out.encode(step.key, band, rows, stat, spare) for out, stat in zip(step.outputs, stats, strict=True)]
+            band = Band(step.key, rows, self.room.band(step.spec, rows), self.room.scratch(step.spec, rows),
+                        sampled_rows(step.key, step.spec, rows), notes.bases.get(rows), step.space)
+            return [out.encode(band, stat) for out, stat in zip(step.outputs, stats, strict=True)]
 
         for results in self.workers.each(encode, bands):
             for out, result in zip(step.outputs, results, strict=True):

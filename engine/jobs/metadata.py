@@ -79,8 +79,8 @@ def _paths(value: object, name: str = "transformer") -> list[str]:
 def build(recipe, role: str, facts: dict, source_metadata: dict[str, str]) -> dict[str, str]:
     """Header metadata of one output.
 
-    recipe: resolved; facts: task, size, format, engine, base (name and, where known, sha256), passes (from `describe_passes`), and
-    merge, the version of the arithmetic.
+    recipe: resolved; facts: task, size, format, label of the output, engine, base (name and, where known, sha256), passes (from
+    `describe_passes`), and merge, the version of the arithmetic.
     """
     carried = {"config": source_metadata["config"]} if "config" in source_metadata else {}
     if recipe.save.metadata == "none":
@@ -104,7 +104,7 @@ def build(recipe, role: str, facts: dict, source_metadata: dict[str, str]) -> di
     if recipe.save.metadata == "private":
         own = {key: value for key, value in source_metadata.items() if not NEVER.search(key)}
         carried = own | carried
-        told["recipe"] = embedded.describe_whole(recipe, role, facts["format"], hashes)
+        told["recipe"] = embedded.describe_whole(recipe, role, facts["label"], hashes)
     else:
-        told["recipe"] = embedded.describe(recipe, role, facts["base"]["name"], facts["format"], hashes)
+        told["recipe"] = embedded.describe(recipe, role, facts["base"]["name"], facts["label"], hashes)
     return {**carried, **said, embedded.ENTRY: json.dumps(told, sort_keys=True, ensure_ascii=False)}

@@ -16,14 +16,14 @@ PRESETS = {
     "plain": ("%title%_%expert%_%format%", ("high", "low")),
 }
 # As published files spell them (Comfy-Org's repackaged Wan 2.2, QuantStack's GGUF).
-FORMAT_TOKENS = {"float8_e4m3fn": "fp8_scaled"}
+FORMAT_TOKENS = {"float8_e4m3fn": "fp8_scaled", "float8_e5m2": "fp8_e5m2_scaled", "int8_tensorwise": "int8"}
 TOKENS = ("title", "version", "task", "size", "expert", "format")
 
 
 def name_file(pattern: str, values: dict[str, str], role: str) -> str:
     """File name with `.safetensors` for one output.
 
-    pattern: a preset's name or a pattern; values: title, version, task, size, format (a QUANT_ALGOS name). An empty value takes its
+    pattern: a preset's name or a pattern; values: title, version, task, size, format (an output's label). An empty value takes its
     separator with it. Raises PlanError on an unknown token or a name that some system forbids.
     """
     template, spelling = PRESETS.get(pattern, (pattern, PRESETS["comfy"][1]))
@@ -33,7 +33,7 @@ def name_file(pattern: str, values: dict[str, str], role: str) -> str:
     if role != "model" and "%expert%" not in template:
         raise PlanError(f"file name {template!r}: both experts would get one name; put %expert% into it")
     shown = {**values, "expert": dict(zip(("high_noise", "low_noise"), spelling, strict=True)).get(role, ""),
-             "format": FORMAT_TOKENS.get(values["format"], values["format"])}
+             "format": _format_token(values["format"])}
     if pattern == "quantstack":
         shown |= {"task": shown["task"].upper(), "format": shown["format"].upper()}
     for token in TOKENS:
@@ -42,6 +42,12 @@ def name_file(pattern: str, values: dict[str, str], role: str) -> str:
     if not template.strip(" -_."):
         raise PlanError(f"file name {pattern!r}: nothing is left of it for this model; put %title% into it")
     return legal_name(template + ".safetensors")
+
+
+def _format_token(label: str) -> str:
+    """An output's label with its format as published files spell it."""
+    name = max((name for name in FORMAT_TOKENS if label == name or label.startswith(f"{name}_")), key=len, default="")
+    return FORMAT_TOKENS.get(name, "") + label[len(name):]
 
 
 def check_names(names: dict[str, str]) -> None:

@@ -1,13 +1,29 @@
-"""One output file as the line sees it: the format of each tensor, its codes on their way into the part, its sampled error."""
+"""One output file as the line sees it: the format of each tensor, its codes on their way into the part, its sampled error.
+
+What goes wrong in one output (a full disk, a value its dtype cannot hold) ends this output and no other: it takes nothing more, its
+part stays as it is for resuming, and `failure` says why.
+"""
+import zlib
 from dataclasses import dataclass
 
 import torch
 
-from .. import precision
+from ...quant.formats import QUANTIZED
+from ...quant.noise import uniform
 from ..bands import Rows
+from ..errors import MergeError, at
 from ..specs import TensorSpec
+from .experts import ExpertPlan
+from .file_plan import OutputPlan
 from .sample import Sample, compare, rows_of
+from .survival import Space, Survival, same_codes, survey
 from .writer import PartWriter
+
+FAILURES = (OSError, MergeError, ValueError)
+
+
+class NoneLeftError(Exception):
+    """Every output of a reading has failed; `failure` of each says why."""
 
 
 @dataclass(frozen=True)
@@ -16,56 +32,126 @@ class Encoded:
 
     content: dict[str, memoryview]
     sample: Sample
+    survival: Survival
+
+
+@dataclass(frozen=True)
+class Band:
+    """Rows [rows) of a merged tensor, float32; base: those of `sampled` before the merge, space: of the delta's rows. Both None
+    where nothing was merged."""
+
+    key: str
+    rows: Rows
+    merged: torch.Tensor
+    spare: torch.Tensor
+    sampled: list[int]                             # row numbers within the band
+    base: torch.Tensor | None = None
+    space: Space | None = None
+
+
+def sampled_rows(key: str, spec: TensorSpec, rows: Rows) -> list[int]:
+    """The seeded rows of a tensor that lie in a band, counted within it; none of a scalar."""
+    return [row - rows[0] for row in rows_of(key, spec.shape[0]) if rows[0] <= row < rows[1]] if spec.shape else []
+
+
+def quantize(form, band: Band, stats, *, noisy: bool) -> dict[str, torch.Tensor]:
+    """Suffix -> stored rows of a band; `band.spare` is overwritten. noisy: rounded stochastically, by a seed that is the key's."""
+    seed = zlib.crc32(band.key.encode())
+    noise = uniform(seed, band.rows[0], band.merged.shape, band.merged.device) if noisy else None
+    return form.quantize(band.merged, stats, band.spare, noise=noise)
+
+
+NOTHING = Survival()
 
 
 class Output:
     """Takes encoded bands of one tensor after the other."""
 
-    def __init__(self, format_name: str, specs: dict[str, TensorSpec], writer: PartWriter):
-        self.format_name, self.specs, self.writer = format_name, specs, writer
+    surveys = True                                 # it wants to know the space of a delta, to tell what it keeps of it
+
+    def __init__(self, out: OutputPlan, expert: ExpertPlan, writer: PartWriter | None):
+        self.plan, self.forms, self.specs, self.writer = out, out.forms, expert.specs, writer
+        self.path, self.source = out.target.path, expert.source.name
         self.later: dict[str, list[memoryview]] = {}
         self.carried: set[str] = set()             # keys that this run wrote
-        self.sample = Sample()
+        self.sample, self.survival = Sample(), NOTHING
+        self.failure: BaseException | None = None
 
     def has(self, key: str) -> bool:
-        """True when `key` is already in the part, from an earlier run."""
-        return key in self.writer.done
+        """True when `key` needs nothing of this output any more: it is in the part from an earlier run, or the output failed."""
+        return self.failure is not None or key in self.writer.done
 
     def form(self, key: str):
         """The format of one tensor."""
-        return precision.choose(key, self.specs[key], self.format_name)
+        return self.forms.of(key, self.specs[key])
 
-    def encode(self, key: str, band: torch.Tensor, rows: Rows, stats, spare: torch.Tensor) -> Encoded:
-        """Quantize and write one band; worker threads. band: float32, not modified; spare: overwritten."""
-        form = self.form(key)
-        parts = form.quantize(band, stats, spare)
-        first = rows[0] if band.dim() else 0
+    def encode(self, band: Band, stats) -> Encoded | None:
+        """Quantize and write one band; worker threads. None once this output has failed."""
+        if self.failure is not None:
+            return None
+        try:
+            with at(band.key, "quantize", self.source):
+                return self._encode(band, stats)
+        except FAILURES as cause:
+            self.failure = self.failure or cause
+            return None
+
+    def _encode(self, band: Band, stats) -> Encoded:
+        key, form = band.key, self.form(band.key)
+        parts = quantize(form, band, stats, noisy=key in self.plan.noisy)
+        first = band.rows[0] if band.merged.dim() else 0
         content = {suffix: self.writer.write(key + suffix, first, tensor) for suffix, tensor in parts.items()}
-        wanted = [row - rows[0] for row in rows_of(key, self.specs[key].shape[0] if band.dim() else 1) if rows[0] <= row < rows[1]]
-        if not wanted or not band.dim():
-            return Encoded(content, Sample())
-        picked = {suffix: tensor[wanted] for suffix, tensor in parts.items()} | form.constants(stats)
-        return Encoded(content, compare(band[wanted], form.dequantize(picked)))
+        if not band.sampled:
+            return Encoded(content, Sample(), NOTHING)
+        decoded = form.dequantize(parts | form.constants(stats), band.sampled)[..., :self.specs[key].shape[-1]]
+        merged = band.merged[band.sampled]
+        sample = compare(merged, decoded, [band.rows[0] + row for row in band.sampled])
+        return Encoded(content, sample, self._survive(band, stats, parts, merged, decoded))
 
-    def take(self, encoded: Encoded) -> None:
+    def _survive(self, band: Band, stats, parts: dict[str, torch.Tensor], merged: torch.Tensor, decoded: torch.Tensor) -> Survival:
+        """What the sampled rows keep of the delta. Codes are compared to those of the base under the same statistics."""
+        form = self.form(band.key)
+        if band.base is None or form.NAME not in QUANTIZED:
+            return NOTHING
+        bases = form.quantize(band.base, stats)[""][:len(band.base)]
+        codes, same = same_codes(parts[""][band.sampled], bases, band.base.shape[1])
+        return survey(band.base, merged, decoded, band.space) + Survival(codes=codes, same=same)
+
+    def take(self, encoded: Encoded | None) -> None:
         """Next band of the tensor, in order: its first part goes into the hash at once, the others when that one is through."""
+        if encoded is None or self.failure is not None:
+            return
         first, *others = encoded.content
-        self.writer.hash(encoded.content[first])
+        self._hash([encoded.content[first]])
         for suffix in others:
             self.later.setdefault(suffix, []).append(encoded.content[suffix])
         self.sample += encoded.sample
+        self.survival += encoded.survival
+
+    def _hash(self, contents: list[memoryview]) -> None:
+        try:
+            for content in contents:
+                self.writer.hash(content)          # syncs a stretch now and then
+        except FAILURES as cause:
+            self.failure = cause
 
     def close_tensor(self, key: str, stats) -> None:
         """The tensor is through: hash what waited, keep its scales for `enter`."""
-        for contents in self.later.values():
-            for content in contents:
-                self.writer.hash(content)
+        if self.failure is not None:
+            return
+        self._hash([content for contents in self.later.values() for content in contents])
         self.last = key + next(reversed(self.later), "")
         self.sides = {key + suffix: tensor for suffix, tensor in self.form(key).constants(stats).items()}
         self.later = {}
 
     def enter(self, key: str, row: dict) -> None:
         """Enter the finished tensor, with its report row, into the job."""
+        if self.failure is not None:
+            return
         self.carried.add(key)
-        self.writer.finish_key(key, self.last, self.sides, {**row, "sample": self.sample.to_json()})
-        self.sample = Sample()
+        told = {"sample": self.sample.to_json(), **({"survival": self.survival.to_json()} if self.survival.delta else {})}
+        self.sample, self.survival = Sample(), NOTHING
+        try:
+            self.writer.finish_key(key, self.last, self.sides, {**row, **told})
+        except FAILURES as cause:
+            self.failure = cause

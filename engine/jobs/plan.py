@@ -14,12 +14,16 @@ from ..loras.lora import LoraFile, open_lora
 from ..loras.routing import route
 from ..loras.task import task_notice
 from ..merging.methods import resolve_recipe
+from ..progress import Clock, silent
 from ..recipes.recipe import PAIR, Recipe
 from ..recipes.recipe_edit import check_twice
 from . import metadata, naming, targets
-from .estimate import estimate, needed_bytes
+from . import order as orders
+from .carry import Ride
+from .estimate import estimate
 from .experts import ExpertPlan, plan_expert, weigh
-from .file_plan import OutputPlan, identify, lay_out
+from .file_plan import OutputPlan, forms_of, identify, lay_out, noisy_keys
+from .grade import grade
 
 
 @dataclass
@@ -38,6 +42,15 @@ class Plan:
     def __exit__(self, *error) -> None:
         for file in [expert.source for expert in self.experts] + self.loras:
             file.close()
+
+    @property
+    def order(self) -> str:
+        """In which order the files are made (order.py)."""
+        return orders.choose(self.experts, self.recipe.save.order)
+
+    def volumes(self) -> list[dict]:
+        """What the job takes of each volume, at its worst and in the end."""
+        return [volume.row() for volume in orders.volumes(self.experts, self.order)]
 
     def rows(self) -> list[dict]:
         """The table a dry run shows: file, format, bytes, state, seconds, memory, free space."""
@@ -74,9 +87,11 @@ def plan_recipe(recipe: Recipe, reports: Path, *, check_space: bool = True, shou
                 weigh(expert, reports, recipe.strict_share if recipe.strict else None, tick)
         known = {path: found for path in recipe.experts.values() if (found := cache.known_sha256(path))}
         _plan_outputs(plan, sha256, known, reports)
+        ride = Ride(plan.device, Clock(1, silent), should_stop, Path(reports))
+        plan.notices += [line for expert in plan.experts for line in grade(expert, ride)]
         plan.notices = list(dict.fromkeys(plan.notices))
         if check_space:
-            targets.check_space([(out.target.path, needed_bytes(out)) for expert in plan.experts for out in expert.outputs])
+            orders.check(plan.experts, plan.order)
     except BaseException:
         plan.__exit__()
         raise
@@ -84,13 +99,19 @@ def plan_recipe(recipe: Recipe, reports: Path, *, check_space: bool = True, shou
 
 
 def _open_base(plan: Plan, role: str, given: Source | None) -> tuple:
-    source = given or open_source(plan.recipe.experts[role], allow_lossy=plan.recipe.allow_quantized_source)
+    source = given or open_source(plan.recipe.experts[role], allow_lossy=_may_be_lossy(plan.recipe, role))
     plan.experts.append(ExpertPlan(role, source, None, {}, []))   # so that it is closed whatever comes
     if plan.recipe.mix and role in plan.recipe.mix.files:
         source = open_mixed(source, plan.recipe.mix, role, allow_lossy=plan.recipe.allow_quantized_source)
         plan.experts[-1].source = source
         plan.notices += source.notices()
     return source, detect(source)
+
+
+def _may_be_lossy(recipe: Recipe, role: str) -> bool:
+    """A quantized base is taken where it was allowed, and where nothing is merged onto it: storing it anew is no loss to anyone."""
+    merged = any(lora.files.get(role) for each in recipe.passes for lora in each.loras)
+    return recipe.allow_quantized_source or not (merged or (recipe.mix and role in recipe.mix.files))
 
 
 def _open_loras(plan: Plan) -> dict[str, LoraFile]:
@@ -106,7 +127,7 @@ def _check_experts(plan: Plan) -> None:
     if "high_noise" in by_role and "low_noise" in by_role:
         check_pair(by_role["high_noise"].source, by_role["low_noise"].source)
     for expert in plan.experts:
-        if expert.source.lossy:
+        if expert.source.lossy and expert.contributions and not expert.source.formats:
             plan.notices.append(f"{expert.source.name}: a lossy source ({expert.source.lossy}); a small LoRA may not survive in it")
         said = metadata.config_notice(expert.source.metadata)
         plan.notices += [f"{expert.source.name}: {said}"] if said else []
@@ -132,14 +153,15 @@ def _misplaced(recipe: Recipe, loras: dict[str, LoraFile]) -> list[str]:
 
 
 def _plan_outputs(plan: Plan, sha256: dict[str, str], known: dict[str, str], reports: Path) -> None:
-    """Names, layouts and targets, format by format: two outputs of one format are the halves of one pair."""
+    """Names, layouts and targets, label by label: two outputs of one label are the halves of one pair."""
     recipe, taken = plan.recipe, set()
-    for name in dict.fromkeys(output.format for output in recipe.outputs):
-        wanted = [(expert, output) for output in recipe.outputs if output.format == name
+    for label in dict.fromkeys(output.label for output in recipe.outputs):
+        wanted = [(expert, output) for output in recipe.outputs if output.label == label
                   for expert in plan.experts if expert.role in output.experts]
-        names = {each.role: naming.name_file(recipe.save.name, _values(recipe, each, name), each.role) for each, _ in wanted}
+        names = {each.role: naming.name_file(recipe.save.name, _values(recipe, each, label), each.role) for each, _ in wanted}
         naming.check_names(names)
         targets.check_folder(recipe.save.folder)
+        laid = {expert.role: lay_out(recipe, expert, output, sha256 | known) for expert, output in wanted}
         ids = {expert.role: identify(recipe, expert, output, sha256, plan.device.torch_device.type) for expert, output in wanted}
         found = targets.choose(recipe.save.folder, names, ids, recipe.save.on_exists, reports)
         for expert, output in wanted:
@@ -148,10 +170,10 @@ def _plan_outputs(plan: Plan, sha256: dict[str, str], known: dict[str, str], rep
                 raise PlanError(f"{target.path}: two outputs would get this name; put %format% into the name")
             taken.add(target.path)
             plan.notices += [target.notice] if target.notice else []
-            laid = lay_out(recipe, expert, output, sha256 | known)
-            expert.outputs.append(OutputPlan(expert.role, name, laid, target, *ids[expert.role]))
+            expert.outputs.append(OutputPlan(expert.role, output.format, label, forms_of(expert, output), laid[expert.role], target,
+                                             *ids[expert.role], noisy_keys(expert, output)))
 
 
-def _values(recipe: Recipe, expert: ExpertPlan, format_name: str) -> dict[str, str]:
+def _values(recipe: Recipe, expert: ExpertPlan, label: str) -> dict[str, str]:
     return {"title": recipe.title, "version": recipe.title_version, "task": expert.variant.task, "size": expert.size,
-            "format": format_name}
+            "format": label}

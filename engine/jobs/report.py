@@ -4,14 +4,18 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ...quant.nvfp4_backend import backend
 from ..merging.meter import summarize
 from ..system import write_json
 from ..version import ENGINE, MERGE
 from .experts import ExpertPlan
-from .plan import Plan
 from .targets import RECORD as VERSION
 from .targets import done_record, recall
+
+if TYPE_CHECKING:
+    from .plan import Plan
 
 
 def tell_expert(expert: ExpertPlan, rows: dict[str, dict], files: list[dict], cost: dict) -> dict:
@@ -36,9 +40,10 @@ def _gates(rows: dict[str, dict], number: int) -> dict | None:
             "limited": sum(bool(gate["limit_hit"]) for gate in mine), "kept": sum(gate["kept"] for gate in mine) / len(mine)}
 
 
-def assemble(plan: Plan, experts: list[dict]) -> dict:
+def assemble(plan: "Plan", experts: list[dict]) -> dict:
     """The whole report."""
-    return {"version": VERSION, "engine": ENGINE, "merge": MERGE, "title": plan.recipe.title, "device": plan.device.note,
+    return {"version": VERSION, "engine": ENGINE, "merge": MERGE, "nvfp4_encoder": backend(),
+            "title": plan.recipe.title, "device": plan.device.note,
             "recipe": plan.recipe.to_json(), "notices": plan.notices, "experts": experts}
 
 
@@ -66,15 +71,20 @@ def with_finished(reports: Path, expert: ExpertPlan, told: dict) -> dict:
             earlier = recall(done_record(reports, out.job_id))["expert"]
             now[out.job_id] = {**earlier["outputs"][0], "up_to_date": True}
             told = {**earlier, **told}
-    return {**told, "outputs": [now[out.job_id] for out in expert.outputs]}
+    return {**told, "outputs": [now[out.job_id] for out in expert.outputs if out.job_id in now]}   # others failed
+
+
+def content_of(expert: ExpertPlan) -> dict:
+    """All that decides what is merged into this expert, as JSON: what rests on it is kept by its hash."""
+    asked = [(key, number, [*map(repr, what.modules)], repr(replace(what, lora=None, modules=[], gated=None)))
+             for key, whats in sorted(expert.contributions.items()) for number, what in whats]
+    return {"merge": MERGE, "role": expert.role, "source": expert.source.identity()["files"], "ledger": expert.ledgers,
+            "passes": [entry.pass_number for entry in expert.entries], "asked": asked, "rules": repr(expert.rules)}
 
 
 def _meter_path(reports: Path, expert: ExpertPlan) -> Path:
-    asked = [(key, number, [*map(repr, what.modules)], repr(replace(what, lora=None, modules=[], gated=None)))
-             for key, whats in sorted(expert.contributions.items()) for number, what in whats]
-    content = {"merge": MERGE, "role": expert.role, "source": expert.source.identity()["files"], "ledger": expert.ledgers,
-               "passes": [entry.pass_number for entry in expert.entries], "asked": asked, "rules": repr(expert.rules)}
-    return Path(reports) / f"meter-{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}.json"
+    digest = hashlib.sha256(json.dumps(content_of(expert), sort_keys=True).encode()).hexdigest()
+    return Path(reports) / f"meter-{digest}.json"
 
 
 def recall_meter(reports: Path, expert: ExpertPlan) -> dict | None:

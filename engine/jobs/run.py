@@ -17,12 +17,13 @@ from ..recipes.recipe import Recipe, parse
 from ..system import naming
 from . import base_norms, report
 from . import job as jobs
+from . import order as orders
 from .carry import Ride, carry_all, stored_bytes
 from .experts import ExpertPlan
 from .file_plan import OutputPlan
 from .line import Line
 from .plan import Plan, plan_recipe
-from .write_expert import write_expert
+from .write_expert import Failures, write_expert
 
 ShouldStop = Callable[[], bool]
 OnProgress = Callable[[Progress], None]
@@ -33,23 +34,36 @@ def run(plan: Plan, *, reports: Path, should_stop: ShouldStop = bool, on_progres
 
     reports: folder for the report and the record of finished files. should_stop is asked before every band; when it says yes,
     Stopped is raised after at most one stretch is synced, and the same plan goes on from there. On any error the parts stay too.
+    What goes wrong with one output is raised when the others are finished.
     """
-    ride = _ride(plan, {expert.role: expert.order for expert in plan.experts}, reports, should_stop, on_progress)
-    told = []
     for expert in plan.experts:
         for out in expert.outputs:
             _catch_up(expert, out, reports)
-        outputs = [out for out in expert.outputs if out.target.state not in {"done", "renamed"}]
-        if outputs:
-            ensure(expert, ride)
-            told.append(write_expert(plan, expert, outputs, ride))
-        else:
-            ride.clock.skip(stored_bytes(expert, expert.order + unmeasured(expert, reports)))
-            told.append({"role": expert.role, "name": expert.source.name, "outputs": []})
-        told[-1] = report.with_finished(reports, expert, told[-1])
-    whole = report.assemble(plan, told)
+    stages = orders.stages(plan.experts, plan.order)
+    ride = _ride(plan, [(stage.expert, stage.expert.order) for stage in stages], reports, should_stop, on_progress)
+    told = {expert.role: {"role": expert.role, "name": expert.source.name, "outputs": []} for expert in plan.experts}
+    failures: Failures = {}
+    for stage in stages:
+        ensure(stage.expert, ride)
+        section, failed = write_expert(plan, stage.expert, stage.outputs, ride)
+        role, failures = stage.expert.role, failures | failed
+        told[role] = {**told[role], **section, "outputs": told[role]["outputs"] + section["outputs"]}
+    sections = [report.with_finished(reports, expert, told[expert.role]) for expert in plan.experts]
+    whole = report.assemble(plan, sections)
     report.save(reports, whole)
+    _complain(failures, whole)
     return whole
+
+
+def _complain(failures: Failures, whole: dict) -> None:
+    """Raise what went wrong with outputs while others went on; those are finished, and the rest can be gone on with."""
+    finished = [out["file"] for expert in whole["experts"] for out in expert["outputs"]]
+    if len(failures) == 1 and not finished:
+        raise next(iter(failures.values()))
+    if failures:
+        said = "; ".join(f"{os.path.basename(path)}: {cause}" for path, cause in failures.items())
+        raise PlanError(f"{said}; finished all the same: {', '.join(finished) or 'none'}; run the same again to go on with what is "
+                        "missing") from next(iter(failures.values()))
 
 
 def _catch_up(expert: ExpertPlan, out: OutputPlan, reports: Path) -> None:
@@ -66,7 +80,8 @@ def measure(plan: Plan, *, reports: Path, should_stop: ShouldStop = bool, on_pro
     """The stability meter's reading of every expert: the line without outputs, kept by content so that a base is read once."""
     wanted = {expert.role: [key for key in expert.order if key in expert.block_linears or key in expert.contributions]
               for expert in plan.experts}
-    ride, told = _ride(plan, wanted, reports, should_stop, on_progress), []
+    readings = [(expert, wanted[expert.role]) for expert in plan.experts]
+    ride, told = _ride(plan, readings, reports, should_stop, on_progress), []
     for expert in plan.experts:
         reading = report.recall_meter(reports, expert)
         if reading is None:
@@ -102,12 +117,15 @@ def resume(path: str, *, reports: Path | None = None, should_stop: ShouldStop = 
 
 def _recipe_of(job: jobs.Job) -> Recipe:
     """What a job was begun with, cut down to its one output and the expert of that, in the folder where it lies now."""
-    recipe = cut(parse(job.recipe), job.output["role"], job.output["format"])
+    recipe = cut(parse(job.recipe), job.output["role"], job.output["label"])
     return replace(recipe, save=replace(recipe.save, folder=os.path.dirname(os.path.abspath(job.target))))
 
 
-def _ride(plan: Plan, keys: dict[str, list[str]], reports: Path, should_stop: ShouldStop, on_progress: OnProgress) -> Ride:
+def _ride(plan: Plan, readings: list[tuple[ExpertPlan, list[str]]], reports: Path, should_stop: ShouldStop,
+          on_progress: OnProgress) -> Ride:
+    """readings: which tensors of which expert, as often as they are read."""
     with naming(str(reports), "made", "check the rights of the folder, or choose another"):
         Path(reports).mkdir(parents=True, exist_ok=True)
-    total = sum(stored_bytes(expert, keys[expert.role] + unmeasured(expert, reports)) for expert in plan.experts)
+    measured = {expert.role: (expert, unmeasured(expert, reports)) for expert, _ in readings}
+    total = sum(stored_bytes(expert, keys) for expert, keys in [*readings, *measured.values()])
     return Ride(plan.device, Clock(total, on_progress), should_stop, reports)

@@ -1,7 +1,8 @@
 """Sixteen seeded rows of every tensor: what quantizing cost, and proof that the file holds what was computed.
 
 Error = sqrt(sum (W' - decoded)^2 / sum W'^2) over the rows, W' the float32 merge, decoded as ComfyUI decodes the stored tensors.
-The same rows are read back from the finished file; their energy must be what the encoder saw.
+The same rows are read back from the finished file and decoded by comfy-kitchen; their energy, and their product with a fixed
+vector, must be what the encoder saw: then their error is the same figure too.
 """
 import hashlib
 import math
@@ -10,12 +11,13 @@ from dataclasses import asdict, dataclass
 import torch
 
 ROWS = 16
+GOLDEN = 2.399963229728653                         # radians: no row of cosines at this step is like another
 
 
-def rows_of(key: str, total: int) -> list[int]:
-    """Up to 16 row numbers of a tensor, ascending; the same for the same key and size, everywhere."""
-    digest = b"".join(hashlib.sha256(f"{key}|{number}".encode()).digest()[:8] for number in range(ROWS))
-    return sorted({int.from_bytes(digest[8 * n:8 * n + 8], "little") % total for n in range(ROWS)}) if total else []
+def rows_of(key: str, total: int, count: int = ROWS) -> list[int]:
+    """Up to `count` row numbers of a tensor, ascending; the same for the same key and size, everywhere."""
+    digest = b"".join(hashlib.sha256(f"{key}|{number}".encode()).digest()[:8] for number in range(count))
+    return sorted({int.from_bytes(digest[8 * n:8 * n + 8], "little") % total for n in range(count)}) if total else []
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,10 @@ class Sample:
     lost: float = 0.0                              # sum (W' - decoded)^2
     merged: float = 0.0                            # sum W'^2
     decoded: float = 0.0                           # sum decoded^2
+    probed: float = 0.0                            # see `probe`
 
     def __add__(self, other: "Sample") -> "Sample":
-        return Sample(self.lost + other.lost, self.merged + other.merged, self.decoded + other.decoded)
+        return Sample(*(one + another for one, another in zip(vars(self).values(), vars(other).values(), strict=True)))
 
     def to_json(self) -> dict[str, float]:
         return asdict(self)
@@ -44,6 +47,16 @@ def square(tensor: torch.Tensor) -> float:
     return torch.dot(flat, flat).item()
 
 
-def compare(merged: torch.Tensor, decoded: torch.Tensor) -> Sample:
-    """Sample of some rows, both float32 of one shape."""
-    return Sample(square(merged - decoded), square(merged), square(decoded))
+def probe(rows: torch.Tensor, numbers: list[int]) -> float:
+    """Sum of value * (1 + row number % 31) * cos(GOLDEN * column), float64: changes with every single value, and with their order.
+
+    rows: (len(numbers), ...), float32.
+    """
+    flat = rows.reshape(len(rows), -1).double()
+    wave = torch.arange(flat.shape[1], dtype=torch.float64, device=flat.device).mul_(GOLDEN).cos_()
+    return (flat @ wave * torch.tensor([1.0 + number % 31 for number in numbers], device=flat.device)).sum().item()
+
+
+def compare(merged: torch.Tensor, decoded: torch.Tensor, numbers: list[int]) -> Sample:
+    """Sample of some rows, both float32 of one shape; numbers: of these rows in the tensor."""
+    return Sample(square(merged - decoded), square(merged), square(decoded), probe(decoded, numbers))

@@ -1,12 +1,11 @@
 """Where the files go: names that are free, finished, or ours to resume; and whether the disk holds them."""
 import os
 import re
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import PlanError
-from ..system import free_bytes, read_json
+from ..system import read_json
 from . import job as jobs
 
 MOST = 999                                         # numbered names tried before giving up
@@ -118,19 +117,3 @@ def reserved_bytes(part: str) -> int:
         return 0
     stat = os.stat(part)
     return min(stat.st_size, stat.st_blocks * 512) if hasattr(stat, "st_blocks") else stat.st_size
-
-
-def check_space(needs: list[tuple[str, int]]) -> None:
-    """Raise PlanError when a volume is too small for all files together. needs: (path, bytes that are not on disk yet)."""
-    volumes, paths = defaultdict(int), {}
-    for path, nbytes in needs:
-        folder = Path(path).absolute().parent
-        while not folder.exists():
-            folder = folder.parent
-        volumes[os.stat(folder).st_dev] += nbytes
-        paths[os.stat(folder).st_dev] = str(folder)
-    for device, nbytes in volumes.items():
-        free = free_bytes(paths[device])
-        if free < nbytes:
-            raise PlanError(f"{paths[device]}: {nbytes / 2**30:.1f} GiB are needed, {free / 2**30:.1f} GiB are free; "
-                            "free some space, or choose a folder on another disk")

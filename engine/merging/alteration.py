@@ -62,5 +62,8 @@ class Alteration(Protocol):
     def energies(self, bands: list[BandEnergy]) -> Energies:
         """Sum what `add` returned, in band order. Raises ValueError, which names the LoRAs, when the sums overflowed."""
 
+    def row_space(self) -> torch.Tensor | None:
+        """(rank, columns) float32 whose rows span those of W' - W; None where that may be any row. Ask before `decide`."""
+
     def describe(self) -> list[dict]:
         """Per contribution, as JSON: complete after `energies`."""

@@ -62,6 +62,9 @@ class ComfyChange:
             raise ValueError(f"the delta overflows float32; lower the strength, or replace the LoRA {names}")
         return Energies(torch.diag(torch.tensor(self.steps, dtype=torch.float64)).tolist(), self.moved, self.rest)
 
+    def row_space(self) -> None:
+        """See `Alteration.row_space`: not known here."""
+
     def describe(self) -> list[dict]:
         """See `Alteration.describe`."""
         return [{"lora": each.lora.name, "method": "addition", "rank": 0, "alpha_over_rank": [], "compat": "comfyui",

@@ -13,8 +13,8 @@ from .. import strict_json
 from ..bases.shards import find_files
 from ..errors import RecipeError
 from ..header import read_header
-from .recipe import Recipe, parse
-from .recipe_parts import ROLES, LoraEntry, Pass
+from .recipe import Recipe, parse, plain
+from .recipe_parts import ROLES, LoraEntry, Output, Pass
 
 ENTRY = "wan22_master"                             # of the metadata
 HASHED = "sha256:"                                 # in place of a file's name: known by its content alone
@@ -40,8 +40,9 @@ def given(each: Pass, role: str) -> list[LoraEntry]:
     return [lora for lora in each.loras if lora.files.get(role) and lora.strength.get(role, 1.0) * each.global_factor]
 
 
-def describe(recipe: Recipe, role: str, base: str, format_name: str, hashes: list[str]) -> dict:
-    """The recipe to embed, as JSON. recipe: resolved; base: public name; hashes: of the LoRAs given to `role`, in their order."""
+def describe(recipe: Recipe, role: str, base: str, label: str, hashes: list[str]) -> dict:
+    """The recipe to embed, as JSON. recipe: resolved; base: public name; label: of the output; hashes: of the LoRAs given to
+    `role`, in their order."""
     found, left = recipe.to_json(), iter(hashes)
     kept = {name: value for name, value in found.items() if name not in ELSEWHERE}
     passes = [_pass(each, found["passes"][number], role, left) for number, each in enumerate(recipe.passes)]
@@ -50,13 +51,12 @@ def describe(recipe: Recipe, role: str, base: str, format_name: str, hashes: lis
             lora["files"] = {role: HASHED + lora["sha256"][role]}
     while passes and not passes[-1]["loras"]:
         passes.pop()
-    [output] = [each for each in recipe.outputs if each.format == format_name and role in each.experts]
     mix = found.get("mix")
     if mix and role in mix["files"]:
         files = {role: [_public_name(path) for path in recipe.mix.files[role]]}
         kept["mix"] = {**mix, "files": files, "strength": {role: mix["strength"].get(role, 1.0)}}
     return {**kept, "experts": {role: base}, "passes": passes,
-            "outputs": [{"format": output.format, "activations": output.activations, "experts": [role]}],
+            "outputs": [_said(output_of(recipe, role, label).only(role))],
             "save": {"metadata": recipe.save.metadata, "lora_names": recipe.save.lora_names}}
 
 
@@ -65,26 +65,37 @@ def _public_name(path: str) -> str:
     return os.path.basename(find_files(path).files[0] if os.path.isdir(path) else path)
 
 
-def describe_whole(recipe: Recipe, role: str, format_name: str, hashes: list[str]) -> dict:
+def output_of(recipe: Recipe, role: str, label: str) -> Output:
+    """The output of one file."""
+    return next(each for each in recipe.outputs if each.label == label and role in each.experts)
+
+
+def _said(output: Output) -> dict:
+    """An output without what it leaves at the default, but its activations."""
+    empty = Output(output.format)
+    told = {name: getattr(output, name) for name in vars(output) if getattr(output, name) != getattr(empty, name)}
+    return plain({"format": output.format, "activations": output.activations, **told})
+
+
+def describe_whole(recipe: Recipe, role: str, label: str, hashes: list[str]) -> dict:
     """The recipe of this file as it was asked, with its paths: for the eyes of its maker. Arguments as for `describe`."""
     left, passes = iter(hashes), []
-    for each in cut(recipe, role, format_name).passes:
+    for each in cut(recipe, role, label).passes:
         got = given(each, role)
         loras = [replace(lora, sha256=lora.sha256 | {role: next(left)}) if lora in got else lora for lora in each.loras]
         passes.append(replace(each, loras=tuple(loras)))
-    return replace(cut(recipe, role, format_name), passes=tuple(passes)).to_json()
+    return replace(cut(recipe, role, label), passes=tuple(passes)).to_json()
 
 
-def cut(recipe: Recipe, role: str, format_name: str) -> Recipe:
+def cut(recipe: Recipe, role: str, label: str) -> Recipe:
     """The recipe of one file alone: one expert, one output, the LoRAs that have a file for it. A job and a header hold no more, so
     that neither depends on the other half."""
-    asked = next(each for each in recipe.outputs if each.format == format_name and role in each.experts)
     passes = [replace(each, loras=tuple(_mine(lora, role) for lora in each.loras if role in lora.files)) for each in recipe.passes]
     mix = recipe.mix and (replace(recipe.mix, **{name: {role: value[role]} if role in value else {} for name, value in
                                                  (("files", recipe.mix.files), ("strength", recipe.mix.strength))})
                           if role in recipe.mix.files else None)
     return replace(recipe, experts={role: recipe.experts[role]}, mix=mix, passes=tuple(passes),
-                   outputs=(replace(asked, experts=(role,)),))
+                   outputs=(output_of(recipe, role, label).only(role),))
 
 
 def _mine(lora: LoraEntry, role: str) -> LoraEntry:

@@ -52,13 +52,14 @@ class Recipe:
 
     def to_json(self) -> dict:
         """The recipe as `parse` takes it: names sorted, every default spelled out, what is None left out."""
-        return _plain(dataclasses.asdict(self))
+        return plain(dataclasses.asdict(self))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Objects, lists, texts and numbers of JSON: names sorted, what is None left out."""
     if isinstance(value, dict):
-        return {name: _plain(value[name]) for name in sorted(value) if value[name] is not None}
-    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
+        return {name: plain(value[name]) for name in sorted(value) if value[name] is not None}
+    return [plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def parse(found: object) -> Recipe:
@@ -100,9 +101,10 @@ def _outputs(recipe: Recipe) -> tuple[Output, ...]:
         if not set(output.experts) <= set(recipe.roles):
             raise wrong(f"outputs[{number}].experts", f"{' or '.join(recipe.roles)}", output.experts)
         for role in experts:
-            if (output.format, role) in seen:
-                raise wrong(f"outputs[{number}]", "each format once per expert", f"{output.format} of {role} twice")
-            seen.add((output.format, role))
+            if (output.label, role) in seen:
+                raise wrong(f"outputs[{number}]", "each format once per expert", f"{output.label} of {role} twice",
+                            "give one of them a suffix")
+            seen.add((output.label, role))
         named.append(dataclasses.replace(output, experts=experts))
     return tuple(named)
 

@@ -9,7 +9,7 @@ from ..errors import RecipeError
 from . import embedded
 from .interleave import interleave
 from .recipe import Recipe, parse
-from .recipe_parts import LoraEntry, Pass
+from .recipe_parts import LoraEntry, Output, Pass
 
 NUMBER = re.compile(r"#?(\d{1,3})")
 HASH = re.compile(r"[0-9a-f]{8,64}")               # a hash may be shortened to 8 digits, as AutoV2 and Civitai do (theirs has 10)
@@ -100,7 +100,11 @@ def join(high: Recipe, low: Recipe) -> Recipe:
     for one, other in zip(_padded(high, longest), _padded(low, longest), strict=True):
         passes += _join_passes(one, other)
     experts = {role: {**high.experts, **low.experts}[role] for role in ("high_noise", "low_noise")}
-    outputs = {each.format: replace(each, experts=()) for each in (*high.outputs, *low.outputs)}
+    outputs: dict[str, Output] = {}
+    for each in (*high.outputs, *low.outputs):
+        first = outputs.get(each.label, each)
+        maps = {name: {**getattr(first, name), **getattr(each, name)} for name in ("layers", "full_precision", "input_amax")}
+        outputs[each.label] = replace(first, experts=(), **maps)
     return parse(replace(high, experts=experts, passes=tuple(passes), outputs=tuple(outputs.values())).to_json())
 
 

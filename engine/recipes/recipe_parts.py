@@ -1,8 +1,10 @@
-"""The parts of a recipe, version 1: LoRA, pass, mix of checkpoints, output, and how it is saved; each field with its check."""
+"""The parts of a recipe, version 1: LoRA, pass, mix of checkpoints, how it is saved; each field with its check.
+
+What is made of it is in output.py.
+"""
 import dataclasses
 from typing import Annotated
 
-from ...quant.formats import FORMATS
 from ..errors import RecipeError
 from ..loras.routing import strengths
 from ..merging.adaptive.constants import AdaptiveConstants
@@ -10,12 +12,13 @@ from ..merging.combine import METHODS as COMBINES
 from ..merging.gate import ClassicConstants
 from . import checks, scope
 from .checks import wrong
+from .output import PAIR, ROLES, SINGLE, Output
 
-PAIR, SINGLE = ("high_noise", "low_noise"), ("model",)
-ROLES = PAIR + SINGLE
+__all__ = ["METHODS", "MIXES", "ORDERS", "PAIR", "ROLES", "SINGLE", "LoraEntry", "Mix", "Output", "Pass", "Save"]
+
 METHODS = ("auto", "addition", "classic", "adaptive")
 MIXES = ("weighted_sum", "add_difference", "slerp", "ties", "dare")
-ACTIVATIONS = ("fast_uncalibrated", "16-bit")
+ORDERS = ("auto", "all at once", "expert by expert", "file by file")   # see engine/jobs/order.py
 STRENGTH = checks.number(-100.0, 100.0)  # as ComfyUI's LoraLoader
 FACTOR, NOT_NEGATIVE, SHARE = checks.number(0.0, 4.0), checks.number(0.0, 100.0), checks.number(0.0, 1.0)
 SEED = checks.whole(0, 2**63 - 1)
@@ -120,20 +123,12 @@ class Mix:
 
 
 @dataclasses.dataclass(frozen=True)
-class Output:
-    """One format. `experts` empty in the JSON means all of them; here it always names them."""
-
-    format: Annotated[str, checks.choice(*FORMATS)]
-    experts: Annotated[tuple[str, ...], checks.listed(checks.choice(*ROLES))] = ()
-    activations: Annotated[str, checks.choice(*ACTIVATIONS)] = ACTIVATIONS[0]
-
-
-@dataclasses.dataclass(frozen=True)
 class Save:
-    """Where the files go, how they are called, and what is said in them."""
+    """Where the files go, how they are called, what is said in them, and in which order they are made."""
 
     folder: Annotated[str, checks.filled] = "."
     name: Annotated[str, checks.filled] = "%title%_%task%_%expert%_%format%"
     metadata: Annotated[str, checks.choice("publish", "private", "none")] = "publish"
     lora_names: Annotated[bool, checks.flag] = True
     on_exists: Annotated[str, checks.choice("number", "overwrite", "error")] = "number"
+    order: Annotated[str, checks.choice(*ORDERS)] = ORDERS[0]

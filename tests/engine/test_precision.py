@@ -3,9 +3,10 @@
 import pytest
 import torch
 from wan22_master.engine.jobs import layout
-from wan22_master.engine.precision import block_of, choose, is_block_linear, kept_dtype, processing_order
+from wan22_master.engine.precision import Forms, block_of, is_block_linear, kept_dtype, processing_order
 from wan22_master.engine.specs import TensorSpec
-from wan22_master.quant import fp8, plain
+from wan22_master.quant import plain
+from wan22_master.quant.formats import FORMATS
 from wan22_master.tests.engine import tiny
 
 BF16 = TensorSpec((128, 128), torch.bfloat16)
@@ -36,7 +37,8 @@ KEPT = [
 
 @pytest.mark.parametrize("layer", [*LAYERS, "vace_blocks.3.ffn.2", "vace_blocks.0.self_attn.q", "blocks.39.cross_attn.o"])
 def test_the_linears_of_the_blocks_are_quantized(layer):
-    assert is_block_linear(f"{layer}.weight", BF16) and choose(f"{layer}.weight", BF16, "float8_e4m3fn") is fp8
+    assert is_block_linear(f"{layer}.weight", BF16)
+    assert Forms("float8_e4m3fn").of(f"{layer}.weight", BF16) is FORMATS["float8_e4m3fn"]
     assert not is_block_linear(f"{layer}.bias", TensorSpec((128,), torch.bfloat16))
     assert not is_block_linear(f"{layer}.weight", TensorSpec((128, 128, 1, 1, 1), torch.bfloat16))
 
@@ -44,24 +46,24 @@ def test_the_linears_of_the_blocks_are_quantized(layer):
 @pytest.mark.parametrize("layer", KEPT)
 def test_nothing_else_is(layer):
     assert not is_block_linear(f"{layer}.weight", BF16)
-    assert choose(f"{layer}.weight", BF16, "float8_e4m3fn") is plain.KEPT[torch.bfloat16]
-    assert choose(f"{layer}.weight", TensorSpec((128, 128), torch.float32), "float8_e4m3fn") is plain.KEPT[torch.float32]
+    assert Forms("float8_e4m3fn").of(f"{layer}.weight", BF16) is plain.KEPT[torch.bfloat16]
+    assert Forms("float8_e4m3fn").of(f"{layer}.weight", TensorSpec((128, 128), torch.float32)) is plain.KEPT[torch.float32]
 
 
 @pytest.mark.parametrize("key", ["blocks.0.modulation", "head.modulation"])
 @pytest.mark.parametrize("name", ["float8_e4m3fn", "bf16", "fp16"])
 def test_modulation_keeps_its_dtype_in_every_format_but_fp32(key, name):
     spec = TensorSpec((1, 6, 128), torch.float32)
-    assert choose(key, spec, name) is plain.KEPT[torch.float32]
-    assert choose(key, TensorSpec((1, 6, 128), torch.bfloat16), "fp32") is plain.FP32
+    assert Forms(name).of(key, spec) is plain.KEPT[torch.float32]
+    assert Forms("fp32").of(key, TensorSpec((1, 6, 128), torch.bfloat16)) is plain.FP32
 
 
 @pytest.mark.parametrize(("name", "wanted"), [("bf16", plain.BF16), ("fp16", plain.FP16), ("fp32", plain.FP32)])
 def test_a_plain_format_takes_every_matrix_and_fp32_takes_all(name, wanted):
     for layer in ("blocks.0.ffn.0", "text_embedding.0", "head.head"):
-        assert choose(f"{layer}.weight", TensorSpec((128, 64), torch.float32), name) is wanted
+        assert Forms(name).of(f"{layer}.weight", TensorSpec((128, 64), torch.float32)) is wanted
     others = [
-        choose(key, TensorSpec(shape, torch.bfloat16), name)
+        Forms(name).of(key, TensorSpec(shape, torch.bfloat16))
         for key, shape in (
             ("patch_embedding.weight", (128, 16, 1, 2, 2)),
             ("blocks.0.ffn.0.bias", (320,)),
@@ -110,7 +112,7 @@ def test_every_order_of_odd_sizes_lies_aligned_without_a_hole(dtypes, name):
     }
     order = processing_order(specs)
     assert sorted(order) == sorted(specs)
-    body = {key: TensorSpec(specs[key].shape, choose(key, specs[key], name).outputs(specs[key].shape)[""][1]) for key in order}
+    body = {key: TensorSpec(specs[key].shape, Forms(name).of(key, specs[key]).outputs(specs[key].shape)[""][1]) for key in order}
     planned = layout.place(body, {}, {}, {})  # raises when one is misaligned
     ends = [start + spec.nbytes for spec, start in planned.tensors.values()]
     assert [start for _, start in planned.tensors.values()][1:] == ends[:-1] and (

@@ -4,11 +4,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from wan22_master.engine.errors import PlanError, SourceError, Stopped, TensorError
+from safetensors.torch import load_file, save_file
+from wan22_master.engine.errors import SourceError, Stopped, TensorError
 from wan22_master.engine.jobs import carry
 from wan22_master.engine.jobs.plan import plan_recipe
 from wan22_master.engine.preview import Preview, settle
+from wan22_master.engine.recipes.recipe import Output
+from wan22_master.quant.readback import decode_rows
 from wan22_master.tests.engine import tiny
 
 KEY = "blocks.0.ffn.0.weight"
@@ -35,10 +37,9 @@ def test_every_tensor_is_the_saved_one_bit_for_bit(tmp_path, merge, method, name
     report = tiny.go(wish, tmp_path / "reports")
     for expert in report["experts"]:
         saved, preview = load_file(expert["outputs"][0]["path"]), preview_of(tmp_path, *merge, expert["role"], method=method,
-                                                                             format_name=name)
+                                                                             output=Output(name))
         base = load_file(merge[0][expert["role"]])
         for key, tensor in saved.items():
-            assert preview.stored_dtype(key) == tensor.dtype
             assert tiny.same_bits(preview.merged(key), tensor.float())
             assert key in preview.keys or tiny.same_bits(tensor, base[key])   # what is not named needs no patch
 
@@ -68,7 +69,7 @@ def test_adaptive_with_the_limiter_acting_is_the_saved_one_on_any_number_of_thre
             torch.set_num_threads(threads)
             plan = plan_recipe(wish, tmp_path / "reports")
             settle(plan, "model", reports=tmp_path / "reports")
-            preview = Preview(plan, "model", format_name="fp32")
+            preview = Preview(plan, "model", output=Output("fp32"))
             for key in (f"{layer}.weight" for layer in layers):
                 assert torch.equal(preview.merged(key), saved[key]) and torch.get_num_threads() == threads
     finally:
@@ -101,7 +102,7 @@ def test_a_mixed_base_is_previewed_as_it_is_saved(tmp_path, merge):
 
 def test_the_caller_may_change_what_it_got(tmp_path, merge):
     for budget, name in ((0, "bf16"), (1 << 30, "bf16"), (1 << 30, "fp32")):
-        preview = preview_of(tmp_path, *merge, budget=budget, format_name=name)
+        preview = preview_of(tmp_path, *merge, budget=budget, output=Output(name))
         first = preview.merged(KEY)
         want = first.clone()
         first.zero_()
@@ -174,9 +175,30 @@ def test_a_tensor_that_cannot_be_merged_names_itself(tmp_path, merge):
         preview_of(tmp_path, *merge).merged(KEY)
 
 
-def test_a_quantized_format_is_refused(tmp_path, merge):
-    with pytest.raises(PlanError, match="expected bf16, fp16, fp32, found float8_e4m3fn"):
-        preview_of(tmp_path, *merge, format_name="float8_e4m3fn")
+@pytest.mark.parametrize("lossy", [False, True])
+@pytest.mark.parametrize("asked", [{"format": "float8_e4m3fn"}, {"format": "nvfp4"}, {"format": "mxfp8", "kept_dtype": "fp16"},
+                                   {"format": "int8_tensorwise", "int8_scaling": "row", "layers": {
+                                       "high_noise": {"blocks.0.ffn.2": "nvfp4", "blocks.1.self_attn.v": "keep"}}}], ids=str)
+def test_a_quantized_file_decodes_to_what_was_previewed(tmp_path, merge, asked, lossy):
+    if lossy:                                      # codes of what was merged are then rounded stochastically
+        for path in merge[0].values():
+            weights = load_file(path)
+            save_file(weights | {KEY: weights[KEY].to(torch.float8_e4m3fn)}, path)
+    more = {"allow_quantized_source": lossy}
+    wish = tiny.recipe(tmp_path / "out", merge[0], passes=[{"loras": merge[1]}], formats=[asked], **more)
+    saved = load_file(tiny.go(wish, tmp_path / "reports")["experts"][0]["outputs"][0]["path"])
+    plan = plan_recipe(tiny.recipe(tmp_path / "out", merge[0], passes=[{"loras": merge[1]}], **more), tmp_path / "reports")
+    preview = Preview(plan, "high_noise", output=Output(**asked), budget=1 << 30)
+    codes = {f"{layer}.weight" for layer in tiny.linears()} - ({"blocks.1.self_attn.v.weight"} if "layers" in asked else set())
+    assert codes <= set(preview.keys)
+    for key, spec in preview.expert.specs.items():
+        form = preview.forms.of(key, spec)
+        parts = {suffix: saved[key + suffix] for suffix in form.outputs(spec.shape)}
+        rows = list(range(spec.shape[0])) if spec.shape else []
+        decoded = decode_rows(form, spec.shape, rows, lambda suffix, first, stop, parts=parts: parts[suffix][first:stop]
+                              if first is not None and parts[suffix].dim() else parts[suffix])
+        for _ in range(2):                         # computed, and kept as stored
+            assert torch.equal(preview.merged(key).reshape(decoded.shape), decoded), key   # none of these is rotated: same bits
 
 
 def test_files_are_closed_with_the_last_holder(tmp_path, merge):

@@ -56,8 +56,10 @@ def test_a_report_becomes_a_row_per_file_with_its_notice():
 
 def test_a_plan_that_does_not_fit_says_so_below_its_table():
     row = {"expert": "model", "needed_bytes": 6 * 10**9, "free_bytes": 10**10}
-    assert len(plan_table([row])) == 2
-    assert plan_table([row, row])[-1].startswith("does not fit: 12.00 GB are needed, 10.00 GB are free")
+    volume = {"volume": "/models", "needed_bytes": 6 * 10**9, "peak_bytes": 12 * 10**9, "free_bytes": 10**10}
+    assert plan_table([row], [{**volume, "peak_bytes": 10**10}], "all at once")[2:] == [
+        "/models: 6.00 GB more in the end, 10.00 GB at the peak, 10.00 GB free; order: all at once"]
+    assert plan_table([row], [volume], "all at once")[2].startswith("does not fit: 12.00 GB are needed, 10.00 GB are free")
 
 
 def test_a_leftover_that_cannot_go_on_is_listed_with_its_problem():

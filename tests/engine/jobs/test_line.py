@@ -7,7 +7,7 @@ from wan22_master.engine.errors import MergeError, TensorError
 from wan22_master.engine.jobs.plan import plan_recipe
 from wan22_master.engine.jobs.run import measure, run
 from wan22_master.engine.merging.merge import load_change, merge_whole
-from wan22_master.engine.precision import choose
+from wan22_master.engine.precision import Forms
 from wan22_master.tests.engine import tiny
 
 KEY = "blocks.1.ffn.0.weight"
@@ -79,7 +79,7 @@ def test_the_line_writes_what_a_merge_in_memory_makes(tmp_path, name, asked, nor
         whole = weights[KEY].float()
         energies = merge_whole(change, whole)
         report = run(plan, reports=tmp_path / "r")["experts"][0]
-        form = choose(KEY, expert.specs[KEY], name)
+        form = Forms(name).of(KEY, expert.specs[KEY])
     written = tiny.load(tmp_path / "out", report["outputs"][0]["file"])
     codes = form.quantize(whole, form.combine([form.measure(whole)]) if form.measure else None, torch.empty_like(whole))[""]
     assert tiny.same_bits(written[KEY], codes)

@@ -135,7 +135,7 @@ def test_whatever_the_title_the_names_pair_or_are_refused(title, pattern, versio
 
 
 def test_formats_without_a_published_spelling_keep_their_name():
-    assert (
-        set(FORMAT_TOKENS) == {"float8_e4m3fn"}
-        and name_file("plain", VALUES | {"format": "bf16"}, "model") == "my mix_bf16.safetensors"
-    )
+    assert set(FORMAT_TOKENS) == {"float8_e4m3fn", "float8_e5m2", "int8_tensorwise"}
+    for label, shown in (("bf16", "bf16"), ("nvfp4_balanced", "nvfp4_balanced"), ("float8_e4m3fn_b", "fp8_scaled_b"),
+                         ("int8_tensorwise", "int8")):
+        assert name_file("plain", VALUES | {"format": label}, "model") == f"my mix_{shown}.safetensors"

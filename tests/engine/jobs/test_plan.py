@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from wan22_master.engine.errors import LoraError, PlanError, SourceError
-from wan22_master.engine.jobs import file_plan, targets
+from wan22_master.engine.jobs import file_plan, order
 from wan22_master.engine.jobs.plan import plan_recipe
 from wan22_master.engine.jobs.run import run
 from wan22_master.engine.specs import NAMES
@@ -178,7 +178,7 @@ def test_another_strength_on_one_half_leaves_the_other_halfs_job_as_it_is(tmp_pa
 def test_what_is_on_disk_already_needs_no_room(tmp_path, pair, monkeypatch):
     wish = tiny.recipe(tmp_path / "out", pair)
     tiny.go(wish, tmp_path / "r")
-    monkeypatch.setattr(targets, "free_bytes", lambda path: 0)
+    monkeypatch.setattr(order, "free_bytes", lambda path: 0)
     with plan_recipe(wish, tmp_path / "r") as plan:
         assert [row["state"] for row in plan.rows()] == ["done", "done"]
 

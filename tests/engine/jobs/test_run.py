@@ -11,7 +11,7 @@ from comfy_kitchen.tensor import TensorCoreFP8Layout
 from safetensors import safe_open
 from wan22_master.engine import bands, open_file
 from wan22_master.engine.errors import MergeError, PlanError, Stopped, TensorError
-from wan22_master.engine.jobs import report, run, targets, write_expert, writer
+from wan22_master.engine.jobs import order, report, run, write_expert, writer
 from wan22_master.engine.jobs.plan import plan_recipe
 from wan22_master.tests.engine import tiny
 
@@ -334,10 +334,12 @@ def test_an_output_that_is_done_stays_when_a_later_one_of_its_expert_fails(tmp_p
         return check(part, out, *more)
 
     monkeypatch.setattr(write_expert.verify, "check", faulty)
-    with pytest.raises(TensorError):
+    with pytest.raises(PlanError, match=r"mix_high_fp8_scaled\.safetensors: a: verify failed: faulty disk; .*finished all the "
+                                        r"same: mix_high_bf16\.safetensors, mix_low_bf16\.safetensors; run the same again"):
         tiny.go(wish, tmp_path / "r")
     monkeypatch.undo()
-    tiny.go(wish, tmp_path / "r")
+    told = tiny.go(wish, tmp_path / "r")
+    assert [out.get("up_to_date", False) for expert in told["experts"] for out in expert["outputs"]] == [True, False] * 2
     assert sorted(tiny.files(tmp_path / "out")) == sorted(
         f"mix_{half}_{kind}.safetensors" for half in ("high", "low") for kind in ("bf16", "fp8_scaled")
     )
@@ -446,7 +448,7 @@ def test_a_disk_that_fills_up_loses_nothing_and_leaves_no_model(tmp_path, pair, 
 def test_a_disk_too_small_for_both_files_is_found_before_the_first_byte(tmp_path, pair, monkeypatch):
     with plan_recipe(tiny.recipe(tmp_path / "out", pair), tmp_path / "r") as plan:
         sizes = [row["bytes"] for row in plan.rows()]
-    monkeypatch.setattr(targets, "free_bytes", lambda path: sum(sizes) - 1)
+    monkeypatch.setattr(order, "free_bytes", lambda path: sum(sizes) - 1)
     with pytest.raises(PlanError, match=r"GiB are needed, .* GiB are free; free some space"):
         tiny.go(tiny.recipe(tmp_path / "out", pair), tmp_path / "r")
     assert not (tmp_path / "out").exists()
@@ -585,7 +587,7 @@ def test_a_reports_folder_that_cannot_be_written_to_is_told_before_the_first_byt
     assert not tiny.files(tmp_path / "out")
 
 
-def test_an_output_that_cannot_be_begun_leaves_nothing_of_the_others(tmp_path, pair, monkeypatch):
+def test_an_output_that_cannot_be_begun_leaves_nothing_and_loses_no_other(tmp_path, pair, monkeypatch):
     sizes, real = [], open_file.WriteFile.preallocate
 
     def preallocate(self, nbytes):
@@ -596,9 +598,10 @@ def test_an_output_that_cannot_be_begun_leaves_nothing_of_the_others(tmp_path, p
         real(self, nbytes)
 
     monkeypatch.setattr(open_file.WriteFile, "preallocate", preallocate)
-    with pytest.raises(PlanError, match="takes no file of this size"):
+    with pytest.raises(PlanError, match=r"mix_high_fp8_scaled\.safetensors: .* takes no file of this size"):
         tiny.go(tiny.recipe(tmp_path / "out", pair, formats=("bf16", FP8)), tmp_path / "r")
-    assert len(sizes) == 2 and not tiny.files(tmp_path / "out")
+    assert sorted(tiny.files(tmp_path / "out")) == [
+        f"mix_{name}.safetensors" for name in ("high_bf16", "low_bf16", "low_fp8_scaled")]
 
 
 RULES = {

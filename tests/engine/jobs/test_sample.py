@@ -48,7 +48,7 @@ def test_rows_of_two_tensors_differ_and_reach_all_parts():
 def test_sums_are_float64_sums():
     merged = torch.randn(40, 50, generator=torch.manual_seed(1)) * 1e3
     decoded = merged + 1e-3 * torch.randn(40, 50)
-    found = compare(merged, decoded)
+    found = compare(merged, decoded, list(range(40)))
     assert found.merged == pytest.approx(merged.double().square().sum().item(), rel=1e-13)
     assert found.decoded == pytest.approx(decoded.double().square().sum().item(), rel=1e-13)
     assert found.lost == pytest.approx((merged - decoded).double().square().sum().item(), rel=1e-13)
@@ -56,8 +56,8 @@ def test_sums_are_float64_sums():
 
 
 def test_samples_add_up_and_survive_json():
-    one, other = Sample(1.0, 2.0, 3.0), Sample(0.5, 0.25, 0.125)
-    assert one + other == other + one == Sample(1.5, 2.25, 3.125) and Sample(**one.to_json()) == one
+    one, other = Sample(1.0, 2.0, 3.0, 4.0), Sample(0.5, 0.25, 0.125, -1.0)
+    assert one + other == other + one == Sample(1.5, 2.25, 3.125, 3.0) and Sample(**one.to_json()) == one
     assert Sample().error == 0.0 and Sample(0.0, 0.0, 0.0).error == 0.0
 
 

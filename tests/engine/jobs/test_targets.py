@@ -1,6 +1,5 @@
 """Where files go: each rule of `choose` on a real folder, and the disk check on volumes that are pretended."""
 
-import itertools
 import json
 import os
 
@@ -123,38 +122,6 @@ def test_only_so_many_numbers_are_tried(tmp_path, monkeypatch):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(PlanError, match="3 files of that name exist already; choose another name"):
         choose(tmp_path)
-
-
-@pytest.mark.parametrize(("free", "fits"), [(29, False), (30, True)])
-def test_files_of_one_volume_share_its_room(tmp_path, monkeypatch, free, fits):
-    asked = []
-    monkeypatch.setattr(targets, "free_bytes", lambda path: asked.append(path) or free)
-    needs = [(str(tmp_path / "a"), 10), (str(tmp_path / "deep" / "er" / "b"), 20)]
-    if fits:
-        assert targets.check_space(needs) is None
-    else:
-        with pytest.raises(PlanError, match=r"are needed, .* are free; free some space, or choose a folder on another disk"):
-            targets.check_space(needs)
-    assert asked == [str(tmp_path)]
-
-
-def test_volumes_are_counted_apart(tmp_path, monkeypatch):
-    device, real = itertools.count(), os.stat
-    monkeypatch.setattr(targets, "free_bytes", lambda path: 20)
-    numbers = {}
-
-    class Stat:
-        def __init__(self, path):
-            self.st_dev = numbers.setdefault(str(path), next(device))
-
-    (tmp_path / "one").mkdir()
-    (tmp_path / "two").mkdir()
-    monkeypatch.setattr(
-        targets.os,
-        "stat",
-        lambda path, **more: Stat(path) if str(path) in (str(tmp_path / "one"), str(tmp_path / "two")) else real(path, **more),
-    )
-    targets.check_space([(str(tmp_path / "one" / "a"), 15), (str(tmp_path / "two" / "b"), 15)])
 
 
 @pytest.mark.parametrize("there", ["mix_high.safetensors.part", "mix_low.safetensors.part"])

@@ -178,14 +178,20 @@ def test_no_secret_of_any_text_field_is_embedded(tmp_path, names):
         "Mix.method",
         "Output.format",
         "Output.activations",
+        "Output.kept_dtype",
+        "Output.search",
+        "Output.int8_scaling",
+        "Output.rounding",
+        "Save.order",
         "Save.metadata",
         "Save.on_exists",
         "Recipe.device",
     }
     roles = {"LoraEntry.strength", "LoraEntry.scope", "Pass.scope", "Mix.strength", "Mix.scope", "Output.experts"}
-    public = {"Recipe.title", "Recipe.title_version", "Recipe.date"}
+    layers = {"Output.layers", "Output.full_precision", "Output.input_amax", "Output.fp32_names"}  # names of a Wan model
+    public = {"Recipe.title", "Recipe.title_version", "Recipe.date", "Output.plan", "Output.suffix"}
     secret = {"Recipe.experts", "Pass.name", "LoraEntry.files", "LoraEntry.sha256", "Mix.files", "Save.folder", "Save.name"}
-    assert texts == choices | roles | public | secret, (
+    assert texts == choices | roles | layers | public | secret, (
         "a text field is new: decide whether a published file may hold it, and add it here"
     )
     folder = f"/home/{SECRET}"

@@ -75,7 +75,7 @@ WRONG = [
     (["passes", 0, "loras", 0, "strength", "high_noise"], 101, r"strength.high_noise: expected a number from -100 to 100"),
     (["passes", 0, "loras", 0, "method"], "gated", r"loras\[0\].method: "),
     (["passes", 1, "loras", 0, "resolved"], "auto", "resolved: "),
-    (["outputs", 0, "format"], "fp8", "expected float8_e4m3fn or bf16 or fp16 or fp32, found 'fp8'"),
+    (["outputs", 0, "format"], "fp8", "expected float8_e4m3fn or .* or fp32, found 'fp8'"),
     (["outputs", 0, "format"], DROP, r"outputs\[0\].format: "),
     (["outputs", 0, "experts"], ["high"], r"outputs\[0\].experts\[0\]: "),
     (["outputs", 0, "activations"], "fp8", "expected fast_uncalibrated or 16-bit"),
@@ -161,7 +161,7 @@ def test_the_defaults_are_those_of_the_contract():
         "passes": [], "outputs": [], "device": "auto", "compat": "correct", "normalize": False, "strict": False,
         "strict_share": 0.01, "allow_twice": False,
         "save": {"folder": ".", "name": "%title%_%task%_%expert%_%format%", "metadata": "publish", "lora_names": True,
-            "on_exists": "number"},
+            "on_exists": "number", "order": "auto"},
     }
 
 

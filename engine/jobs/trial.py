@@ -1,0 +1,198 @@
+"""What each format would cost each layer, tried on 256 seeded rows of the merge: the measuring step of a precision plan.
+
+Two tiles of 128 rows of every block linear are read, merged by the very code that writes (or the whole tensor, where a gate or a
+norm needs it), quantized by every candidate and decoded. Per layer and candidate:
+    lost   = ‖W' - Ŵ‖² · rows / rows tried       and what the merged delta keeps (survival.py)
+The formats with one scale for the tensor get that of the tried rows; it moves their error by less than a hundredth of itself, as
+FP8 and NVFP4 hardly depend on where their range ends. The result is kept by content, and nothing of it is decided again later.
+"""
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from ...quant.formats import DEFAULT, Options, form_of
+from ...quant.noise import uniform
+from ..bands import TILE_ROWS, Rows, Workers
+from ..device import full_float32
+from ..errors import at
+from ..merging.merge import load_change
+from ..precision import KEEP, is_block_linear, layer_of
+from ..system import write_json
+from . import report
+from .carry import Ride
+from .experts import ExpertPlan
+from .line import Line, Step
+from .sample import square
+from .survival import Space, Survival, survey, tell
+from .targets import RECORD as VERSION
+from .targets import recall
+
+TILES = 2                                          # of 128 rows: 256 rows of 5120 tell an error to 0.1 % of itself
+NEAREST, STOCHASTIC = "nearest", "stochastic"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One layer. energy: ‖W'‖² of the whole layer, from the tried rows; lost: candidate -> ‖W' - Ŵ‖²; survival: candidate ->
+    `Survival.to_json`, empty where nothing is merged."""
+
+    energy: float
+    lost: dict[str, float]
+    survival: dict[str, dict]
+
+    def effects(self) -> dict[str, float]:
+        """Candidate -> effect over noise, of those that have both."""
+        told = {name: tell(Survival(**sums))["effect_over_noise"] for name, sums in self.survival.items()}
+        return {name: effect for name, effect in told.items() if effect is not None}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to try. candidates: names of formats; KEEP is bf16."""
+
+    candidates: tuple[str, ...]
+    options: Options = DEFAULT
+    rounding: str = NEAREST
+
+
+def tiles_of(key: str, total: int) -> list[Rows]:
+    """Up to two tiles of 128 rows of a tensor, ascending; the same for the same key and size, everywhere."""
+    count = -(-total // TILE_ROWS)
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
+    first = seed % count
+    chosen = {first, (first + 1 + seed // count % (count - 1)) % count} if count > 1 else {0}
+    return [(tile * TILE_ROWS, min(total, (tile + 1) * TILE_ROWS)) for tile in sorted(chosen)][:TILES]
+
+
+def measure(expert: ExpertPlan, wanted: Wanted, ride: Ride, layers: Iterable[str] | None = None) -> dict[str, Trial]:
+    """Layer -> trial, in the model's order. layers: which; None: every block linear, kept by content in `ride.reports`.
+
+    Raises Stopped, SourceError, LoraError, TensorError.
+    """
+    chosen = None if layers is None else set(layers)
+    keys = [key for key, spec in expert.specs.items()
+            if is_block_linear(key, spec) and (chosen is None or layer_of(key) in chosen)]
+    path = _path(ride.reports, expert, wanted)
+    said = recall(path) if chosen is None else None
+    if said is not None:
+        return {layer: Trial(**each) for layer, each in said["trials"].items()}
+    found = {}
+    with Workers(should_stop=ride.should_stop) as workers, full_float32():
+        line = Line(expert.source, workers, ride.device.torch_device)
+        simple = [key for key in keys if not _needs_whole(expert, key, line)]
+        for key, trial in zip(simple, workers.each(lambda key: _try_tiles(expert, key, line, wanted), simple), strict=True):
+            found[layer_of(key)] = trial
+            ride.clock.advance(0, expert.role, key, "try")
+        for key in (key for key in keys if layer_of(key) not in found):
+            found[layer_of(key)] = _try_whole(expert, key, line, wanted)
+            ride.clock.advance(0, expert.role, key, "try")
+    found = {layer_of(key): found[layer_of(key)] for key in keys}
+    if chosen is None:
+        ride.reports.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"version": VERSION, "trials": {layer: asdict(each) for layer, each in found.items()}})
+    return found
+
+
+def _path(reports: Path, expert: ExpertPlan, wanted: Wanted) -> Path:
+    content = [report.content_of(expert), asdict(wanted), TILES, torch.__version__]
+    return Path(reports) / f"trial-{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}.json"
+
+
+def _change(expert: ExpertPlan, key: str, line: Line):
+    whats = expert.contributions.get(key)
+    if not whats:
+        return None
+    with at(key, "read LoRA", expert.source.name):
+        return load_change(key, expert.specs[key], [what for _, what in whats], line.device, expert.rules)
+
+
+def _needs_whole(expert: ExpertPlan, key: str, line: Line) -> bool:
+    """Whether rows of this tensor cannot be merged alone: told without its LoRAs being read where it is plain addition."""
+    whats = [what for _, what in expert.contributions.get(key, ())]
+    plain = not expert.rules.normalize and expert.rules.compat == "correct" and all(
+        what.method == "addition" and expert.rules.of(what.pass_number).combine == "sum" for what in whats)
+    if plain and all(getattr(module, "form", "dense") == "factors" for what in whats for module in what.modules):
+        return False
+    change = _change(expert, key, line)
+    return change is not None and change.needs_whole
+
+
+def _read(expert: ExpertPlan, key: str, rows: Rows, device: torch.device) -> torch.Tensor:
+    with at(key, "read", expert.source.name):
+        band = expert.source.read(key, rows).to(device)
+        if not torch.isfinite(band).all():
+            raise ValueError("the base holds NaN or inf; get the file again, or choose another base")
+        return band
+
+
+def _try_tiles(expert: ExpertPlan, key: str, line: Line, wanted: Wanted) -> Trial:
+    """A layer whose rows are merged one by one; any thread."""
+    change, spec, found = _change(expert, key, line), expert.specs[key], []
+    space = Space(change.row_space()) if change is not None else None
+    for rows in tiles_of(key, spec.shape[0]):
+        base = _read(expert, key, rows, line.device)
+        merged = base.clone()
+        if change is not None:
+            with at(key, "merge", expert.source.name):
+                change.add(merged, rows, torch.empty_like(merged))
+        found.append((rows, base, merged))
+    return _tried(key, spec.shape[0], found, space, wanted)
+
+
+def _try_whole(expert: ExpertPlan, key: str, line: Line, wanted: Wanted) -> Trial:
+    """A layer that is merged as a whole, by the line."""
+    change, spec = _change(expert, key, line), expert.specs[key]
+    sink = _Tiles(tiles_of(key, spec.shape[0]))
+    line.carry(Step(key, spec, change, [sink]))
+    found = [(rows, _read(expert, key, rows, line.device), merged) for rows, merged in sorted(sink.merged.items())]
+    return _tried(key, spec.shape[0], found, Space(None), wanted)
+
+
+class _Tiles:
+    """An output of the line that keeps some rows of the merge; see `output.Output`."""
+
+    surveys = False
+
+    def __init__(self, tiles: list[Rows]):
+        self.tiles, self.merged = tiles, {}
+
+    def form(self, key: str):
+        return form_of("fp32")
+
+    def encode(self, band, stats) -> None:
+        for first, stop in self.tiles:             # bands are of whole tiles
+            if band.rows[0] <= first < band.rows[1]:
+                self.merged[first, stop] = band.merged[first - band.rows[0]:stop - band.rows[0]].clone()
+
+    def take(self, encoded: None) -> None:
+        """Nothing is written."""
+
+    def close_tensor(self, key: str, stats) -> None:
+        """Nothing is written."""
+
+
+def _tried(key: str, total: int, tiles: list[tuple[Rows, torch.Tensor, torch.Tensor]], space: Space | None,
+           wanted: Wanted) -> Trial:
+    """All candidates on the tiles of one layer. tiles: rows, base, merged."""
+    share = total / sum(stop - first for (first, stop), _, _ in tiles)
+    lost, survival = {}, {}
+    for name in wanted.candidates:
+        form = form_of("bf16" if name == KEEP else name, wanted.options)
+        with at(key, f"try {name}"):
+            stats = form.combine([form.measure(merged) for _, _, merged in tiles]) if form.measure else None
+            sums, error = Survival(), 0.0
+            for rows, base, merged in tiles:
+                noisy = wanted.rounding == STOCHASTIC and form.STOCHASTIC
+                noise = uniform(0, rows[0], merged.shape, merged.device) if noisy else None
+                parts = form.quantize(merged, stats, noise=noise) | form.constants(stats)
+                decoded = form.dequantize(parts)[:merged.shape[0], :merged.shape[1]]
+                error += square(merged - decoded)
+                sums += survey(base, merged, decoded, space) if space is not None else Survival()
+        lost[name] = error * share
+        if sums.delta:
+            survival[name] = sums.to_json()
+    return Trial(sum(square(merged) for _, _, merged in tiles) * share, lost, survival)

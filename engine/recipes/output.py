@@ -1,0 +1,73 @@
+"""One output of a recipe: a format, or a format for each layer, and how it is made; each field with its check."""
+import dataclasses
+from typing import Annotated
+
+from ...quant.formats import FORMATS, INT8_SCALINGS, QUANTIZED, SEARCHES, Options
+from ..precision import KEEP, SOURCE, Forms
+from . import checks
+from .checks import wrong
+
+PAIR, SINGLE = ("high_noise", "low_noise"), ("model",)
+ROLES = PAIR + SINGLE
+ACTIVATIONS = ("fast_uncalibrated", "16-bit")
+ROUNDINGS = ("auto", "nearest")
+AMAX = checks.number(1e-12, 1e12)                  # of activations; float32 scales of it are normal numbers
+
+
+def _by_layer(each: checks.Check) -> checks.Check:
+    """Role -> layer -> what `each` accepts."""
+    def check(value: object, where: str) -> dict:
+        if not isinstance(value, dict):
+            raise wrong(where, "an object by layer", value)
+        return {checks.filled(layer, where): each(found, f"{where}.{layer}") for layer, found in value.items()}
+    return checks.mapped(ROLES, check)
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """One format. `experts` empty in the JSON means all of them; here it always names them.
+
+    activations: of quantized layers without an input scale. plan: title of the precision plan that the next three came from;
+    layers: role -> layer -> format, of those that do not get `format`; full_precision: role -> layers multiplied in 16 bit;
+    input_amax: role -> layer -> largest activation, margin included. kept_dtype: of weights that are not quantized; fp32_names:
+    keys that stay F32 whatever it says. search, int8_scaling: see quant/formats.py. rounding: auto is nearest, but stochastic,
+    seeded by the key, where a delta was added to a weight that came from a quantized grid. suffix: tells it from others.
+    """
+
+    format: Annotated[str, checks.choice(*FORMATS)]
+    experts: Annotated[tuple[str, ...], checks.listed(checks.choice(*ROLES))] = ()
+    activations: Annotated[str, checks.choice(*ACTIVATIONS)] = ACTIVATIONS[0]
+    plan: Annotated[str, checks.text] = ""
+    layers: Annotated[dict[str, dict[str, str]], _by_layer(checks.choice(*sorted(QUANTIZED), KEEP))] = \
+        dataclasses.field(default_factory=dict)
+    full_precision: Annotated[dict[str, tuple[str, ...]], checks.mapped(ROLES, checks.listed(checks.filled))] = \
+        dataclasses.field(default_factory=dict)
+    input_amax: Annotated[dict[str, dict[str, float]], _by_layer(AMAX)] = dataclasses.field(default_factory=dict)
+    kept_dtype: Annotated[str, checks.choice(SOURCE, "bf16", "fp16")] = SOURCE
+    fp32_names: Annotated[tuple[str, ...] | None, checks.optional(checks.listed(checks.filled))] = None
+    search: Annotated[str, checks.choice(*SEARCHES)] = SEARCHES[0]
+    int8_scaling: Annotated[str, checks.choice(*INT8_SCALINGS)] = INT8_SCALINGS[0]
+    rounding: Annotated[str, checks.choice(*ROUNDINGS)] = ROUNDINGS[0]
+    suffix: Annotated[str, checks.text] = ""
+
+    @property
+    def label(self) -> str:
+        """What tells it from the other outputs of an expert: format, plan and suffix."""
+        return "_".join(part for part in (self.format, self.plan, self.suffix) if part)
+
+    def forms(self, role: str) -> Forms:
+        """What each tensor of one expert is stored as."""
+        names = None if self.fp32_names is None else frozenset(self.fp32_names)
+        return Forms(self.format, self.layers.get(role, {}), frozenset(self.full_precision.get(role, ())), self.kept_dtype, names,
+                     Options(self.search, self.int8_scaling))
+
+    def only(self, role: str) -> "Output":
+        """The same for one expert alone."""
+        mine = {name: {role: value[role]} if role in (value := getattr(self, name)) else {}
+                for name in ("layers", "full_precision", "input_amax")}
+        return dataclasses.replace(self, experts=(role,), **mine)
+
+
+def parse_output(found: object, where: str = "output") -> Output:
+    """An output in JSON, by itself. Raises RecipeError."""
+    return checks.record(Output)(found, where)
