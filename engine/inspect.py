@@ -19,6 +19,7 @@ from .loras.classify import classify, family
 from .loras.lora import open_lora
 from .loras.routing import route
 from .loras.task import task_of
+from .plans import of_file
 from .quantized import Fetch, Stated
 from .recipes import embedded
 from .specs import NAMES, TensorSpec
@@ -32,9 +33,10 @@ def inspect(path: str | os.PathLike) -> dict:
 
     "what" is the variant's title, or why it is no base model; "dtypes": name -> tensors, bytes; "kept": the same of what is not
     quantized; "quantized": format -> layers; "layers": layer -> format, full_precision, input_scale (None without one);
-    "input_scales": format -> layers, min, median, max; "problems": key, text, severity, errors first (contract.py); "opens_in":
-    program, version, why (openers.py; [] for a LoRA); "recipe": what a finished file of this pack tells, None for another's;
-    "lora": None for what is none, else rank, family, dialects, kinds, expert, task and the like (classify.py, routing.py, task.py).
+    "input_scales": format -> layers, min, median, max; "cards": which share of the work each class of card does in which unit;
+    "problems": key, text, severity, errors first (contract.py); "opens_in": program, version, why (openers.py; [] for a LoRA);
+    "recipe": what a finished file of this pack tells, None for another's; "lora": None for what is none, else rank, family,
+    dialects, kinds, expert, task and the like (classify.py, routing.py, task.py).
     Raises HeaderError when the header is damaged, SourceError when nothing is there.
     """
     path = os.fspath(path)
@@ -47,7 +49,7 @@ def inspect(path: str | os.PathLike) -> dict:
     with quantized.fetching(headers) as fetch:
         stated = quantized.read(headers, fetch)
         problems, layers = contract.judge(stated, fetch), _layers(stated, fetch)
-    what, is_model = _what(path, stated, metadata)
+    what, is_model, specs = _what(path, stated, metadata)
     lora = None if is_model else _lora(path, headers)
     dtypes = _dtypes({key: entry.spec for header in headers for key, entry in header.entries.items()})
     return {
@@ -56,6 +58,7 @@ def inspect(path: str | os.PathLike) -> dict:
         "what": what, "role": role.role, "evidence": role.evidence, "dtypes": dtypes,
         "kept": _dtypes(_kept(stated)), "quantized": _counted(stated), "layers": layers, "input_scales": _input_scales(layers),
         "problems": list(map(dataclasses.asdict, problems)),
+        "cards": of_file.card_lines(specs, of_file.choices_of(layers)) if specs and layers else [],
         "opens_in": [] if lora else openers.of_model(stated, problems, dtypes, len(headers)),
         "recipe": _recipe(path, metadata), "lora": lora, "metadata": metadata,
     }
@@ -76,17 +79,18 @@ class _Headers:
         return self._specs[key]
 
 
-def _what(path: str, stated: Stated, metadata: dict[str, str]) -> tuple[str, bool]:
-    """In words, and whether it is a whole diffusion model, which no LoRA is."""
+def _what(path: str, stated: Stated, metadata: dict[str, str]) -> tuple[str, bool, dict[str, TensorSpec]]:
+    """In words; whether it is a whole diffusion model, which no LoRA is; what its weights are before they were packed."""
     try:
         title = f"{detect(_Headers(path, stated, metadata)).title}, "
     except SourceError:
         title = ""
     try:
         with open_source(path, allow_lossy=True) as source:
-            return detect(source).title + (f", lossy source: {source.lossy}" if source.lossy else ""), True
+            specs = {key: source.spec(key) for key in list(source.keys())}
+            return detect(source).title + (f", lossy source: {source.lossy}" if source.lossy else ""), True, specs
     except SourceError as cause:
-        return f"{title}not usable as a base: {cause}", bool(title)
+        return f"{title}not usable as a base: {cause}", bool(title), {}
 
 
 def _layers(stated: Stated, fetch: Fetch) -> dict[str, dict]:

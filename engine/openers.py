@@ -1,16 +1,14 @@
 """Which programs open a model file, from which version on, and why: foretold from its names and formats.
 
-The versions are those of the first release after each format came to ComfyUI (its git history of comfy/quant_ops.py and ops.py).
+A version is what ComfyUI's tree said when the format came (plans/cards.py): the first release after it has it.
 """
 from collections.abc import Mapping, Sequence
 
 from .bases.names import is_diffusers
 from .contract import FOREIGN, Problem
+from .plans.cards import AFTER
 from .quantized import Stated
 
-MIXED = "0.3.76"                                   # `_quantization_metadata`, `comfy_quant`, full_precision_matrix_mult
-FLOORS = {"float8_e4m3fn": MIXED, "float8_e5m2": MIXED, "nvfp4": "0.7.0", "mxfp8": "0.17.0", "int8_tensorwise": "0.26.0",
-          "convrot_w4a4": "0.27.0", "asym_w4a8_int8": "0.30.0"}
 SMOOTHING = "0.29.0"                               # pre_quant_scale
 # Of ComfyUI-GGUF, loader.py: architectures of diffusion models; and dequant.py: types that it decodes on the card.
 GGUF_ARCHITECTURES = {"flux", "sd1", "sdxl", "sd3", "aura", "hidream", "cosmos", "ltxv", "hyvid", "wan", "lumina2", "qwen_image"}
@@ -20,7 +18,7 @@ WIDE = {"F64", "F32", "F16", "BF16"}
 
 
 def opens(program: str, version: str | None, why: str) -> dict:
-    """version: the first that does, None when any does. program: "none" when nothing known opens the file."""
+    """version: the last that does not, None when any does. program: "none" when nothing known opens the file."""
     return {"program": program, "version": version, "why": why}
 
 
@@ -43,7 +41,7 @@ def of_model(stated: Stated, problems: Sequence[Problem], dtypes: Mapping[str, o
 
 
 def _comfyui(stated: Stated) -> dict:
-    needs = {f"{stated.format_of(layer)} layers": FLOORS[stated.format_of(layer)] for layer in stated.layers}
+    needs = {f"{stated.format_of(layer)} layers": AFTER[stated.format_of(layer)] for layer in stated.layers}
     if any(key.endswith(".pre_quant_scale") for key in stated.specs):
         needs["pre_quant_scale"] = SMOOTHING
     if stated.is_legacy or not needs:

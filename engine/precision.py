@@ -97,11 +97,17 @@ class Forms:
         return layer_of(key) in self.full_precision
 
     def outputs(self, key: str, spec: TensorSpec) -> dict[str, TensorSpec]:
-        """Suffix -> spec of everything stored for one tensor. Raises PlanError where its format cannot hold that shape."""
+        """Suffix -> spec of everything stored for one tensor. Raises PlanError where its format cannot hold that shape, or would
+        pad its rows: ComfyUI takes the model's sizes from what is stored, and then finds the bias too short."""
         try:
-            return {suffix: TensorSpec(*stored) for suffix, stored in self.of(key, spec).outputs(spec.shape).items()}
+            found = {suffix: TensorSpec(*stored) for suffix, stored in self.of(key, spec).outputs(spec.shape).items()}
         except ValueError as cause:
             raise PlanError(f"{key}: {cause}") from cause
+        name = self.name(key, spec)
+        if name is not None and found[""].shape[0] != spec.shape[0]:
+            raise PlanError(f"{key}: {name} would store {found[''].shape[0]} rows, the weight has {spec.shape[0]}, which ComfyUI "
+                            "cannot load; choose int8_tensorwise, or keep this layer by a precision plan")
+        return found
 
 
 def processing_order(specs: dict[str, TensorSpec]) -> list[str]:

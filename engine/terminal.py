@@ -138,6 +138,8 @@ def quality_lines(out: dict) -> list[str]:
             layer, least = kept["least"][0]
             said += f", under 1 in {kept['drowned']} layers, least {layer} at {least:.2f}"
         lines.append(said)
+    if out.get("subnormal"):
+        lines.append(f"{out['subnormal']} values are below float16's normal range and kept fewer bits; none overflowed")
     if out.get("stochastic"):
         lines.append(f"{out['stochastic']} layers rounded stochastically: their base was quantized already")
     return lines

@@ -1,3 +1,3 @@
 """The versions that stand in files and reports."""
 ENGINE = "0.1.0"                                   # the pack's
-MERGE = 2                                          # of the arithmetic: raised whenever the same inputs would give other bytes
+MERGE = 3                                          # of the arithmetic: raised whenever the same inputs would give other bytes

@@ -37,7 +37,10 @@ class Plain:
         flat = stored.reshape(-1).float() if torch.float16 == self.STORED else band.reshape(-1)
         if not torch.isfinite(torch.dot(flat, flat)) and not torch.isfinite(stored).all():
             if torch.isfinite(band).all():
-                raise ValueError(f"a value of {band.abs().amax().item():.3g} does not fit into {self.NAME}; {self._way_out()}")
+                many = int((~torch.isfinite(stored)).sum())
+                others = f" and {many - 1} more" if many > 1 else ""
+                largest = band.abs().amax().item()
+                raise ValueError(f"a value of {largest:.3g}{others} does not fit into {self.NAME}; {self._way_out()}")
             raise ValueError("weight holds NaN or inf; check the LoRA strengths, or the file it came from")
         return {"": stored.clone() if stored is band else stored}
 

@@ -6,12 +6,18 @@ from ..bands import BAND_ELEMENTS, MOST_THREADS
 from ..merging.contribution import Contribution, Rules
 from ..system import free_bytes, processors
 from .experts import ExpertPlan
+from .file_plan import OutputPlan
 from .order import needed_bytes
 
 READ_RATE = 0.6e9                                  # bytes/s of BF16 in, FP8 out, cold, on two cores (docs/log.md, Speed)
 GEMM_RATE = 3.4e11                                 # float32 operations/s of two cores, 135 to 216e9 a core (docs/log.md, Products)
 SEEN_RATE = 6e7                                    # elements/s of two cores that are ranked, thinned or voted on (docs/log.md)
 FLOOR = 300e6                                      # threads' tiles, LoRA factors of a layer, the writer's dirty stretch
+# Weights a second of one thread by format and search (docs/log.md, Formats); what is not named hides behind the reading.
+ENCODERS = {("mxfp8", ""): 950e6, ("nvfp4", "fast"): 350e6, ("nvfp4", "balanced"): 87e6, ("nvfp4", "best"): 65e6,
+            ("int8_tensorwise", ""): 300e6, ("convrot_w4a4", "fast"): 290e6, ("convrot_w4a4", "balanced"): 87e6,
+            ("convrot_w4a4", "best"): 87e6, ("asym_w4a8_int8", "fast"): 59e6, ("asym_w4a8_int8", "balanced"): 47e6,
+            ("asym_w4a8_int8", "best"): 38e6}
 ROUNDS = {"ties": 3, "breadcrumbs": 5, "dare_ties": 1, "slerp": 1, "orthogonal": 1}   # two digits of each rank, and the result
 
 
@@ -52,6 +58,17 @@ def _rank(what: Contribution) -> int:
     return sum(getattr(module, "rank", 0) or 1 for module in what.modules)
 
 
+def encoder_seconds(expert: ExpertPlan, out: OutputPlan) -> float:
+    """Time that an output's formats take beyond the reading, on all threads."""
+    threads, total = min(MOST_THREADS, processors()), 0.0
+    for key, spec in expert.specs.items():
+        if (name := out.forms.name(key, spec)) is not None:
+            form = out.forms.of(key, spec)
+            rate = ENCODERS.get((name, getattr(form, "search", "")))
+            total += spec.numel / rate if rate else 0.0
+    return total / threads
+
+
 def seconds(expert: ExpertPlan) -> float:
     """Time of one reading with its merges."""
     read = sum(expert.source.nbytes(key) for key in expert.order)
@@ -71,6 +88,7 @@ def _seconds(numel: int, what: Contribution, rules: Rules) -> float:
 def estimate(expert: ExpertPlan) -> list[dict]:
     """A row per output."""
     return [{"expert": expert.role, "format": out.label, "file": os.path.basename(out.target.path), "bytes": out.layout.size,
-             "state": out.target.state, "seconds": round(seconds(expert), 1), "memory_bytes": memory_bytes(expert),
+             "state": out.target.state,
+             "seconds": round(seconds(expert) + encoder_seconds(expert, out), 1), "memory_bytes": memory_bytes(expert),
              "needed_bytes": needed_bytes(out), "free_bytes": free_bytes(os.path.dirname(out.target.path))}
             for out in expert.outputs]

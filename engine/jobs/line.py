@@ -7,6 +7,7 @@ ranks, norms, transforms), is merged in one reused float32 buffer and encoded fr
 thread, in one fixed order.
 """
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -41,7 +42,7 @@ class Notes:
     before: dict[Rows, float] = field(default_factory=dict)                    # sum |W|, for the legacy number only
     after: dict[Rows, float] = field(default_factory=dict)                     # sum |W'|
     energies: dict[Rows, object] = field(default_factory=dict)
-    stats: dict[tuple[str, Rows], object] = field(default_factory=dict)
+    stats: dict[tuple[Callable, Rows], object] = field(default_factory=dict)   # by what measures: formats share an amax
     bases: dict[Rows, torch.Tensor] = field(default_factory=dict)              # sampled rows before the merge
 
 
@@ -106,9 +107,8 @@ class Line:
         band = self.room.band(step.spec, rows)
         if step.change is not None:
             notes.after[rows] = self._absolute(band)
-        for name, measure in {out.form(step.key).NAME: out.form(step.key).measure for out in step.outputs}.items():
-            if measure:
-                notes.stats[name, rows] = measure(band)
+        for measure in {out.form(step.key).measure for out in step.outputs} - {None}:
+            notes.stats[measure, rows] = measure(band)
 
     def _absolute(self, band: torch.Tensor) -> float:
         return band.abs().sum(dtype=torch.float64).item() if self.means else 0.0
@@ -117,7 +117,7 @@ class Line:
         """Every output's codes, band after band; the hash follows in order."""
         with self._at(step, "quantize"):
             forms = [out.form(step.key) for out in step.outputs]
-            stats = [form.combine([notes.stats[form.NAME, rows] for rows in bands]) if form.measure else None for form in forms]
+            stats = [form.combine([notes.stats[form.measure, rows] for rows in bands]) if form.measure else None for form in forms]
 
         def encode(rows: Rows) -> list:
             with self._at(step, "merge"):

@@ -19,6 +19,7 @@ from .sample import Sample, compare, rows_of
 from .survival import Space, Survival, same_codes, survey
 from .writer import PartWriter
 
+SMALLEST_HALF = 2.0 ** -14                         # of float16's normal numbers
 FAILURES = (OSError, MergeError, ValueError)
 
 
@@ -33,6 +34,7 @@ class Encoded:
     content: dict[str, memoryview]
     sample: Sample
     survival: Survival
+    subnormal: int = 0                             # values that lost bits below float16's normal range
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,13 @@ def quantize(form, band: Band, stats, *, noisy: bool) -> dict[str, torch.Tensor]
     return form.quantize(band.merged, stats, band.spare, noise=noise)
 
 
+def subnormals(stored: torch.Tensor, merged: torch.Tensor) -> int:
+    """Values of a float16 band that are below its normal range without being 0 before: they kept fewer than 11 bits, or none."""
+    if stored.dtype != torch.float16:
+        return 0
+    return int(((stored.abs() < SMALLEST_HALF) & (merged != 0)).sum())
+
+
 NOTHING = Survival()
 
 
@@ -74,7 +83,7 @@ class Output:
         self.path, self.source = out.target.path, expert.source.name
         self.later: dict[str, list[memoryview]] = {}
         self.carried: set[str] = set()             # keys that this run wrote
-        self.sample, self.survival = Sample(), NOTHING
+        self.sample, self.survival, self.subnormal = Sample(), NOTHING, 0
         self.failure: BaseException | None = None
 
     def has(self, key: str) -> bool:
@@ -102,11 +111,12 @@ class Output:
         first = band.rows[0] if band.merged.dim() else 0
         content = {suffix: self.writer.write(key + suffix, first, tensor) for suffix, tensor in parts.items()}
         if not band.sampled:
-            return Encoded(content, Sample(), NOTHING)
+            return Encoded(content, Sample(), NOTHING, subnormals(parts[""], band.merged))
         decoded = form.dequantize(parts | form.constants(stats), band.sampled)[..., :self.specs[key].shape[-1]]
         merged = band.merged[band.sampled]
         sample = compare(merged, decoded, [band.rows[0] + row for row in band.sampled])
-        return Encoded(content, sample, self._survive(band, stats, parts, merged, decoded))
+        survival = self._survive(band, stats, parts, merged, decoded)
+        return Encoded(content, sample, survival, subnormals(parts[""], band.merged))
 
     def _survive(self, band: Band, stats, parts: dict[str, torch.Tensor], merged: torch.Tensor, decoded: torch.Tensor) -> Survival:
         """What the sampled rows keep of the delta. Codes are compared to those of the base under the same statistics."""
@@ -127,6 +137,7 @@ class Output:
             self.later.setdefault(suffix, []).append(encoded.content[suffix])
         self.sample += encoded.sample
         self.survival += encoded.survival
+        self.subnormal += encoded.subnormal
 
     def _hash(self, contents: list[memoryview]) -> None:
         try:
@@ -149,8 +160,9 @@ class Output:
         if self.failure is not None:
             return
         self.carried.add(key)
-        told = {"sample": self.sample.to_json(), **({"survival": self.survival.to_json()} if self.survival.delta else {})}
-        self.sample, self.survival = Sample(), NOTHING
+        told = {"sample": self.sample.to_json(), **({"survival": self.survival.to_json()} if self.survival.delta else {}),
+                **({"subnormal": self.subnormal} if self.subnormal else {})}
+        self.sample, self.survival, self.subnormal = Sample(), NOTHING, 0
         try:
             self.writer.finish_key(key, self.last, self.sides, {**row, **told})
         except FAILURES as cause:

@@ -17,7 +17,8 @@ WORST = 12                                         # layers named in a report
 
 def tell(out: OutputPlan, expert: ExpertPlan, rows: dict[str, dict]) -> dict:
     """"formats": by format, layers and error; "layers": [layer, format, error], in the order of the model; "survival": of the merge
-    in all and by layer, None where nothing merged is quantized; "stochastic": keys rounded so.
+    in all and by layer, None where nothing merged is quantized; "stochastic": keys rounded so; "subnormal": float16 values that
+    kept fewer bits than a normal one has.
 
     rows: key -> report row with "sample" and, where merged, "survival".
     """
@@ -29,7 +30,7 @@ def tell(out: OutputPlan, expert: ExpertPlan, rows: dict[str, dict]) -> dict:
     layers = [[layer_of(key), name, Sample(**rows[key]["sample"]).error] for key, name in names.items()]
     return {"formats": {name: {"layers": counts[name], "error": sums[name].error} for name in sums}, "layers": layers,
             "survival": _survival({key: rows[key]["survival"] for key in names if "survival" in rows[key]}),
-            "stochastic": len(out.noisy)}
+            "stochastic": len(out.noisy), "subnormal": sum(row.get("subnormal", 0) for row in rows.values())}
 
 
 def _survival(found: dict[str, dict]) -> dict | None:

@@ -2,7 +2,7 @@
 
 Numbers: weight error as ‖Ŵ−W‖/‖W‖ on normal weights at equal shape, comfy-kitchen 0.2.31 or our own search; bits per weight.
 
-    nvfp4 0.082, 4.5 bits    asym_w4a8_int8 0.073, 4.5    float8_e4m3fn 0.0265, 8    mxfp8 0.0265, 8.25    int8 ConvRot 0.0088, 8
+    nvfp4 0.082, 4.5 bits    asym_w4a8_int8 0.071, 4.5    float8_e4m3fn 0.0265, 8    mxfp8 0.0265, 8.25    int8 ConvRot 0.0088, 8
 
 Which layers are more precise. The first and the last three blocks (NVIDIA's ModelOpt keeps the same for Wan 2.2): an error in the
 first is the input of all others, one of the last is in the picture. v of both attentions and ffn.2: they write into the residual
