@@ -19,7 +19,7 @@ if not __package__:  # started by path: give the folder the package's name, and 
     sys.modules["wan22_master"] = package
     runpy.run_module("wan22_master.__main__", run_name="__main__")  # ends the program
 
-from .engine import demo, inspect, terminal  # noqa: E402 - needs the name above
+from .engine import demo, inspection, terminal  # noqa: E402 - needs the name above
 from .engine.errors import MergeError, Stopped  # noqa: E402
 from .engine.jobs.job import PART, delete_leftover, find_leftovers  # noqa: E402
 from .engine.jobs.plan import plan_recipe  # noqa: E402
@@ -65,8 +65,8 @@ def on_resume(args: argparse.Namespace) -> None:
 
 
 def on_inspect(args: argparse.Namespace) -> None:
-    found = inspect.inspect(args.file)
-    show([json.dumps(found, indent=1)] if args.json else inspect.lines(found))
+    found = inspection.inspect(args.file)
+    show([json.dumps(found, indent=1)] if args.json else inspection.lines(found))
 
 
 def on_leftovers(args: argparse.Namespace) -> None:

@@ -2,7 +2,7 @@
 
     python benchmarks/budget.py [--seeds 3] [--spread 0.15]
 
-Shapes of a real 14B expert, no weights. Errors: those of normal weights by format (quant's lectures), times exp(N(0, spread)) of
+Shapes of a real 14B expert, no weights. Errors: those of normal weights by format (benchmarks/error.py), times exp(N(0, spread)) of
 each layer and format, and energies times exp(N(0, 0.5)), seeded: real layers differ, and a plan must find where. First the budgets
 of 9, 11 and 13 GB for every class of card, candidates being what the card multiplies natively and 16 bit, without and with a
 minimum share of FP4, or of W4A8; then every preset against the solver at the preset's own size and its own share of native

@@ -19,6 +19,7 @@ from typing import ClassVar
 import torch
 
 from .grid import round_stochastic
+from .words import NOT_FINITE, entry
 
 F8_E4M3_MAX = 448.0                                # OCP OFP8, table 1
 F8_E5M2_MAX = 57344.0                              # the same
@@ -36,7 +37,7 @@ def combine(stats: list[float]) -> float:
     them."""
     amax = torch.tensor(stats, dtype=torch.float32).amax().item()
     if not 0.0 <= amax < float("inf"):
-        raise ValueError("weight holds NaN or inf; check the LoRA strengths, or the file it came from")
+        raise ValueError(NOT_FINITE)
     return amax
 
 
@@ -98,11 +99,8 @@ class Fp8:
         return codes.float() * parts["_scale"].to(codes.device)
 
     def comfy_quant(self, *, full_precision: bool) -> dict:
-        """What ComfyUI reads from `<layer>.comfy_quant` (comfy/ops.py, mixed_precision_ops).
-
-        full_precision: the weight is dequantized and multiplied in 16 bit; the activations are never quantized.
-        """
-        return {"format": self.NAME} | ({"full_precision_matrix_mult": True} if full_precision else {})
+        """What ComfyUI reads from `<layer>.comfy_quant`; see words.entry."""
+        return entry(self.NAME, full_precision=full_precision)
 
 
 E4M3 = Fp8("float8_e4m3fn", torch.float8_e4m3fn, F8_E4M3_MAX, 3, -6)       # OCP OFP8, table 1

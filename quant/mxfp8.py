@@ -23,6 +23,7 @@ import torch
 from .fp8 import F8_E4M3_MAX
 from .grid import BIAS, MANTISSA_BITS, round_stochastic
 from .swizzle import padded_shape, swizzle, unswizzle
+from .words import NOT_FINITE, entry
 
 NAME = "mxfp8"
 STORED = torch.float8_e4m3fn
@@ -96,7 +97,7 @@ def _exponent(amax: torch.Tensor, round_up: torch.Tensor) -> torch.Tensor:
     """E8M0 exponents, int32, of blocks whose largest magnitudes have the float32 bits `amax`; 0 for a block of zeros."""
     lowest, highest = torch.aminmax(amax)
     if highest >= INFINITY:
-        raise ValueError("weight holds NaN or inf; check the LoRA strengths, or the file it came from")
+        raise ValueError(NOT_FINITE)
     up = round_up.index_select(0, amax >> MANTISSA_BITS)
     exponent = up.add_(amax).bitwise_right_shift_(MANTISSA_BITS).sub_(8).clamp_(min=1)
     return exponent if lowest else exponent.mul_(amax != 0)
@@ -121,8 +122,5 @@ def dequantize(parts: dict[str, torch.Tensor], rows: list[int] | None = None) ->
 
 
 def comfy_quant(*, full_precision: bool) -> dict:
-    """What ComfyUI reads from `<layer>.comfy_quant` (comfy/ops.py, mixed_precision_ops).
-
-    full_precision: the weight is dequantized and multiplied in 16 bit; the activations are never quantized.
-    """
-    return {"format": NAME} | ({"full_precision_matrix_mult": True} if full_precision else {})
+    """What ComfyUI reads from `<layer>.comfy_quant`; see words.entry."""
+    return entry(NAME, full_precision=full_precision)

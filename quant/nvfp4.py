@@ -16,6 +16,7 @@ smallest scale, 2**-9. A block of zeros has scale 0 and codes 0 everywhere.
 """
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -27,6 +28,7 @@ from .nvfp4_search import BALANCED as FIVE
 from .nvfp4_search import BEST as EIGHT
 from .nvfp4_search import neighbours, value
 from .swizzle import padded_shape, swizzle, unswizzle
+from .words import entry
 
 E2M1_MAX = 6.0                                     # OCP Microscaling specification, FP4
 SMALLEST = 2.0 ** -149                             # float32, subnormal
@@ -42,7 +44,7 @@ class Nvfp4:
 
     NAME: ClassVar[str] = "nvfp4"
     STORED: ClassVar[torch.dtype] = torch.uint8
-    GROUPS: ClassVar[Mapping[str, int]] = {"_scale": 128}
+    GROUPS: ClassVar[Mapping[str, int]] = MappingProxyType({"_scale": 128})
     CONSTANTS: ClassVar[tuple[str, ...]] = ("_scale_2",)
     INPUT_AMAX: ClassVar[float] = fp8.F8_E4M3_MAX * E2M1_MAX
     STOCHASTIC: ClassVar[bool] = True
@@ -104,8 +106,8 @@ class Nvfp4:
         return decode(packed).view(len(packed), -1, BLOCK).mul_(total.unsqueeze(2)).view(len(packed), -1)
 
     def comfy_quant(self, *, full_precision: bool) -> dict:
-        """What ComfyUI reads from `<layer>.comfy_quant`. full_precision: W4A16, the weight is dequantized before the product."""
-        return {"format": self.NAME, "full_precision_matrix_mult": True} if full_precision else {"format": self.NAME}
+        """What ComfyUI reads from `<layer>.comfy_quant`; see words.entry."""
+        return entry(self.NAME, full_precision=full_precision)
 
 
 def weight_scale_2(amax: float) -> torch.Tensor:

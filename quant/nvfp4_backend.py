@@ -22,10 +22,10 @@ class Passes(NamedTuple):
 
 @cache
 def compiled() -> ModuleType | None:
-    """The compiled passes; None where numba is absent, or does not know this Python or numpy."""
+    """The compiled passes; None where numba is absent, does not know this Python or numpy, or has no folder to cache in."""
     try:
         from . import nvfp4_compiled
-    except ImportError:
+    except (ImportError, RuntimeError):            # numba: RuntimeError "no locator available" where nothing can be written
         return None
     return nvfp4_compiled
 

@@ -8,6 +8,8 @@ from types import MappingProxyType
 
 import torch
 
+from .words import NOT_FINITE
+
 
 @dataclass(frozen=True)
 class Plain:
@@ -41,7 +43,7 @@ class Plain:
                 others = f" and {many - 1} more" if many > 1 else ""
                 largest = band.abs().amax().item()
                 raise ValueError(f"a value of {largest:.3g}{others} does not fit into {self.NAME}; {self._way_out()}")
-            raise ValueError("weight holds NaN or inf; check the LoRA strengths, or the file it came from")
+            raise ValueError(NOT_FINITE)
         return {"": stored.clone() if stored is band else stored}
 
     def _way_out(self) -> str:

@@ -20,6 +20,8 @@ from collections.abc import Iterator
 
 import torch
 
+from .words import NOT_FINITE
+
 GROUP = 256                                        # what ComfyUI assumes when `convrot_groupsize` is missing, comfy/ops.py
 UNIT = 1 / 16                                      # 256 ** -0.5, the length of a column of signs; a power of two, so exact
 TILE = 512                                         # columns of a tile, 0.5 MiB of float32; smaller lose more to calls than L2 gives
@@ -80,7 +82,7 @@ def row_amax(tile: torch.Tensor, groups: int) -> torch.Tensor:
 def finite(amax: torch.Tensor) -> torch.Tensor:
     """The largest magnitudes that were given. Raises ValueError unless all are finite, and with them every weight."""
     if not torch.isfinite(amax).all():
-        raise ValueError("weight holds NaN or inf; check the LoRA strengths, or the file it came from")
+        raise ValueError(NOT_FINITE)
     return amax
 
 

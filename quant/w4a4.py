@@ -10,7 +10,7 @@ range of 5120 Gaussian numbers lie far apart, and clipping a few large ones cost
 
                                      fast     balanced
     Gaussian, Student-t, Laplace     0.160    0.114        (40 factors and least squares: 0.1134)
-    columns of lognormal size        0.175    0.123
+    columns of lognormal size        0.175    0.123        (exp(n), n normal; benchmarks/error.py draws exp(0.5 n))
 
 The activations are quantized to 4 bit too when the model runs, each row by its own amax.
 
@@ -25,6 +25,7 @@ import torch
 
 from .int8 import rounded
 from .rotation import GROUP, require_groups, rotate, rotated_tiles, row_amax, spread
+from .words import entry
 
 INT4_MAX = 7.0                                     # comfy-kitchen's _INT4_MAX; -8 is not used
 SMALLEST_AMAX = 1e-10                              # comfy-kitchen's floor: an all-zero row gets a finite scale and codes 0
@@ -85,9 +86,8 @@ class ConvrotW4A4:
         return rotate(weight, out=weight)
 
     def comfy_quant(self, *, full_precision: bool) -> dict:
-        """What ComfyUI reads from `<layer>.comfy_quant` (comfy/ops.py, _load_quantized_module)."""
-        return ({"format": self.NAME, "convrot_groupsize": GROUP}
-                | ({"full_precision_matrix_mult": True} if full_precision else {}))
+        """What ComfyUI reads from `<layer>.comfy_quant`; see words.entry."""
+        return entry(self.NAME, full_precision=full_precision, convrot_groupsize=GROUP)
 
 
 def _least_error(tile: torch.Tensor, groups: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ weight is, so nothing about the whole tensor has to be known. A codebook refitte
 Relative error, 5120 columns:    fast     balanced   best      comfy-kitchen's own encoder
     Gaussian                     0.0720   0.0711     0.0710    0.0731
     Student-t, Laplace           0.0718   0.0710     0.0709    0.0729
-    columns of lognormal size    0.0697   0.0688     0.0687    0.0709
+    columns of lognormal size    0.0697   0.0688     0.0687    0.0709      (exp(n), n normal; benchmarks/error.py draws exp(0.5 n))
 """
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ from typing import ClassVar
 
 import torch
 
+from .int8 import INT8_MAX, SMALLEST_SCALE
 from .rotation import GROUP, require_groups, rotate, rotated_tiles, row_amax, spread
+from .words import entry
 
 BLOCK = 16                                         # weights of one s_rel: ComfyUI's `group_size`
-INT8_MAX = 127.0                                   # levels are INT8; -128 is not used
-SMALLEST_SCALE = 1e-30                             # keeps an all-zero row finite, as in int8.py
 CODEBOOK = (-0.980602, -0.794529, -0.638165, -0.500986, -0.377321, -0.263187, -0.155210, -0.050720,
             0.052541, 0.156985, 0.265284, 0.379533, 0.502636, 0.638953, 0.794876, 0.980671)   # comfy-kitchen's _FIXED_LUT
 # Bytes to add to that of amax / s_channel. Of -7 to 6, Gaussian weights take 0 in 55 %, 1 in 15, -1 in 12, 2 in 9, 3 in 5, 4 and 5
@@ -94,9 +94,8 @@ class AsymW4A8:
         return rotate(weight, out=weight)
 
     def comfy_quant(self, *, full_precision: bool) -> dict:
-        """What ComfyUI reads from `<layer>.comfy_quant` (comfy/ops.py, _load_quantized_module)."""
-        return ({"format": self.NAME, "group_size": BLOCK, "convrot_groupsize": GROUP}
-                | ({"full_precision_matrix_mult": True} if full_precision else {}))
+        """What ComfyUI reads from `<layer>.comfy_quant`; see words.entry."""
+        return entry(self.NAME, full_precision=full_precision, group_size=BLOCK, convrot_groupsize=GROUP)
 
 
 def _tables(device: torch.device) -> tuple[torch.Tensor, ...]:

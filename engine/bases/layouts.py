@@ -4,7 +4,7 @@ Settings stand in the layer's JSON, at its top or under "params"; a scale stored
 ComfyUI comfy/ops.py, `_load_quantized_module`). nvfp4 and mxfp8 pad: rows to 16 and 32, of which a bias says how many are real, and
 columns, which the file does not tell and which count as stored.
 """
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 
@@ -13,6 +13,7 @@ from ..errors import SourceError
 from ..header import Entry
 from ..specs import NAMES, TensorSpec
 from .packed import Packed, Part
+from .quant_entries import Fetch
 from .scaled import ROUTE, read_scale
 
 # Logical columns in a stored one (source: the table of `packed`).
@@ -24,7 +25,7 @@ LINEAR = torch.arange(16, dtype=torch.float32) - 8.0  # values of a file without
 Entries = Mapping[str, tuple[int, Entry]]
 
 
-def find_layout(path: str, layer: str, setting: Mapping, entries: Entries, fetch: Callable[[str], bytes]) -> Packed:
+def find_layout(path: str, layer: str, setting: Mapping, entries: Entries, fetch: Fetch) -> Packed:
     """How the weight of one packed layer is read.
 
     setting: what the file says of the layer; entries: native key -> number of its file and entry; fetch: the stored bytes of a key.
@@ -52,7 +53,7 @@ def find_layout(path: str, layer: str, setting: Mapping, entries: Entries, fetch
         _check(path, key, entry.spec, wanted)
         nbytes += entry.nbytes
         if suffix in form.CONSTANTS:
-            constants[suffix] = _constant(path, key, entry.spec, fetch(key)).reshape(wanted.shape)
+            constants[suffix] = _constant(path, key, entry.spec, fetch).reshape(wanted.shape)
         else:
             parts[suffix] = Part(file, entry, wanted, form.GROUPS.get(suffix, 1))
     return Packed(form, TensorSpec(shape, torch.bfloat16), parts, constants, nbytes)
@@ -102,11 +103,11 @@ def _check(path: str, key: str, found: TensorSpec, wanted: TensorSpec) -> None:
         raise SourceError(f"{path}: {key}: expected {expected}, found {NAMES[found.dtype]} {list(found.shape)}; {ROUTE}")
 
 
-def _constant(path: str, key: str, spec: TensorSpec, stored: bytes) -> torch.Tensor:
+def _constant(path: str, key: str, spec: TensorSpec, fetch: Fetch) -> torch.Tensor:
     """A stored tensor without rows, float32: one scale above 0, or the values of a codebook."""
     if spec.numel == 1:
-        return torch.tensor(read_scale(path, key, spec, stored))
-    values = torch.frombuffer(bytearray(stored), dtype=spec.dtype).float()
+        return torch.tensor(read_scale(path, key, spec, fetch))
+    values = torch.frombuffer(bytearray(fetch(key)), dtype=spec.dtype).float()
     if not values.isfinite().all():
         raise SourceError(f"{path}: {key}: expected finite values, found NaN or inf; the file is damaged, download it again")
     return values

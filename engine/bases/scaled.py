@@ -1,25 +1,22 @@
 """Which layers of a file are quantized, in which format, and which tensors are their scales: what cannot be undone is refused here.
 
-Three ways a file says so, in ComfyUI's order: `_quantization_metadata` in the header, the legacy marker tensor `scaled_fp8` with
-`<layer>.scale_weight`, and one `<layer>.comfy_quant` tensor (JSON bytes) per layer (source: ComfyUI comfy/utils.py,
-convert_old_quants). Read back are the formats of its comfy/quant_ops.py, QUANT_ALGOS; in FP8 a weight is code * weight_scale.
+How a file says so is read by quant_entries.py. Read back are the formats of ComfyUI's comfy/quant_ops.py, QUANT_ALGOS; in FP8 a
+weight is code * weight_scale.
 """
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 
-from .. import strict_json
 from ..errors import SourceError
 from ..specs import NAMES, TensorSpec
+from . import quant_entries
+from .quant_entries import COMPANIONS, ENTRY, MARKER, METADATA, OLDER_SCALE, Fetch
 
 FP8 = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2"}
 PACKED = ("nvfp4", "mxfp8", "int8_tensorwise", "convrot_w4a4", "asym_w4a8_int8")  # see `packed`
-MARKER = "scaled_fp8"
-METADATA = "_quantization_metadata"
-SCALE_ENDINGS = (".weight_scale", ".scale_weight")
-SUFFIXES = (*SCALE_ENDINGS, ".weight_scale_2", ".input_scale", ".scale_input", ".comfy_quant", ".weight_s_rel",
-            ".weight_s_channel", ".weight_codebook", ".pre_quant_scale", ".weight_correction")
+SCALE_ENDINGS = (".weight_scale", OLDER_SCALE)
+SUFFIXES = (ENTRY, *(f".{name}" for name in COMPANIONS))
 UNDONE = {  # what changes the weights and is not undone here
     "pre_quant_scale": "weights are smoothed channel by channel, which is not undone here",
     "weight_correction": "weights have an offset for each group, which ComfyUI does not load either",
@@ -35,7 +32,7 @@ class Quantized:
     companions: frozenset[str] = frozenset()
 
 
-def find_quantized(path: str, specs: Mapping[str, TensorSpec], layers: Mapping | None, fetch: Callable[[str], bytes]) -> Quantized:
+def find_quantized(path: str, specs: Mapping[str, TensorSpec], layers: Mapping | None, fetch: Fetch) -> Quantized:
     """Every layer that the file calls quantized.
 
     specs: native key -> stored spec; layers: native layer -> {"format": ...} out of the header's metadata, None without one;
@@ -71,11 +68,11 @@ def scale_key(path: str, layer: str, specs: Mapping[str, TensorSpec]) -> str:
     return found[0]
 
 
-def read_scale(path: str, key: str, spec: TensorSpec, stored: bytes) -> float:
+def read_scale(path: str, key: str, spec: TensorSpec, fetch: Fetch) -> float:
     """The one number in a scale tensor. Raises SourceError unless it is a single finite float above 0."""
-    if spec.numel != 1 or not spec.dtype.is_floating_point:
+    scale = quant_entries.number(spec, key, fetch)
+    if scale is None:
         raise SourceError(f"{path}: {key}: expected one float, found {NAMES[spec.dtype]} {list(spec.shape)}; {ROUTE}")
-    scale = torch.frombuffer(bytearray(stored), dtype=spec.dtype).float().item()
     if not 0 < scale < float("inf"):
         raise SourceError(f"{path}: {key}: expected a finite scale above 0, found {scale}; the file is damaged, download it again")
     return scale
@@ -83,31 +80,22 @@ def read_scale(path: str, key: str, spec: TensorSpec, stored: bytes) -> float:
 
 def metadata_layers(path: str, metadata: Mapping[str, str]) -> dict | None:
     """Layer -> settings as the header's metadata says it, None when it says nothing."""
-    if METADATA not in metadata:
-        return None
-    try:
-        layers = strict_json.parse(metadata[METADATA].encode()).get("layers")
-    except ValueError as cause:
-        raise SourceError(f"{path}: {METADATA}: expected JSON, found: {str(cause)[:200]}; download it again") from cause
-    if not isinstance(layers, dict):
-        raise SourceError(f"{path}: {METADATA}: expected layers by name, found {str(layers)[:80]}; download it again")
+    layers, wrong = quant_entries.header_layers(metadata)
+    if wrong:
+        raise SourceError(f"{path}: {METADATA}: {wrong}; download it again")
     return layers
 
 
-def _settings(path: str, specs: Mapping[str, TensorSpec], layers: Mapping | None, fetch: Callable[[str], bytes]) -> dict[str, dict]:
+def _settings(path: str, specs: Mapping[str, TensorSpec], layers: Mapping | None, fetch: Fetch) -> dict[str, dict]:
     """Layer -> settings, with a format's name in each."""
-    settings = dict(layers or {})
-    for key in specs:
-        if key.endswith(".comfy_quant") and key.removesuffix(".comfy_quant") not in settings:
-            try:
-                settings[key.removesuffix(".comfy_quant")] = strict_json.parse(fetch(key))
-            except ValueError as cause:
-                raise SourceError(f"{path}: {key}: expected JSON, found: {str(cause)[:200]}; download it again") from cause
+    # ComfyUI reads the older marker only where the metadata is silent.
+    said = dict((quant_entries.older_layers(specs) or {}) if layers is None else layers)
+    entries = {key: spec for key, spec in specs.items() if key.removesuffix(ENTRY) not in said}
+    own, why = quant_entries.read_entries(entries, fetch)
+    for key, wrong in why.items():
+        raise SourceError(f"{path}: {key}: {wrong}; download it again")
+    settings = {**said, **own}
     for layer, setting in settings.items():
         if not isinstance(setting, dict) or not isinstance(setting.get("format"), str):
             raise SourceError(f"{path}: {layer}: expected the name of its format, found {str(setting)[:80]}; {ROUTE}")
-    if layers is None and MARKER in specs:  # ComfyUI reads the legacy marker only where the metadata is silent
-        for key in specs:
-            if key.endswith(".scale_weight"):
-                settings[key.removesuffix(".scale_weight")] = {"format": "float8_e4m3fn"}
     return settings

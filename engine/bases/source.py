@@ -121,7 +121,7 @@ def _places(path: str, entries: dict[str, tuple[int, Entry]], metadata: dict[str
             packed[f"{layer}.weight"] = layouts.find_layout(path, layer, setting, entries, fetch)
         else:
             scale = scaled.scale_key(path, layer, specs)
-            scales[f"{layer}.weight"] = scaled.read_scale(path, scale, specs[scale], fetch(scale))
+            scales[f"{layer}.weight"] = scaled.read_scale(path, scale, specs[scale], fetch)
     return {key: Place(number, entry, scales.get(key), packed.get(key)) for key, (number, entry) in entries.items()
             if key not in found.companions}
 

@@ -64,10 +64,10 @@ def quantize(form, band: Band, stats, *, noisy: bool) -> dict[str, torch.Tensor]
 
 
 def subnormals(stored: torch.Tensor, merged: torch.Tensor) -> int:
-    """Values of a float16 band that are below its normal range without being 0 before: they kept fewer than 11 bits, or none."""
+    """Values of a float16 band that were rounded below its normal range: they kept fewer than 11 bits, or none."""
     if stored.dtype != torch.float16:
         return 0
-    return int(((stored.abs() < SMALLEST_HALF) & (merged != 0)).sum())
+    return int(((stored.abs() < SMALLEST_HALF) & (stored.float() != merged)).sum())
 
 
 NOTHING = Survival()

@@ -59,11 +59,12 @@ class Plan:
 
 def plan_recipe(recipe: Recipe, reports: Path, *, check_space: bool = True, should_stop: Callable[[], bool] = bool,
                 sources: Mapping[str, Source] | None = None) -> Plan:
-    """Plan from headers; LoRA files are hashed, once, and should_stop is asked while they are.
+    """Plan from headers; LoRA files are hashed, once, and should_stop is asked while they are. Of a quantized base that LoRAs are
+    merged onto, a few rows are read too, once: what it costs them is told before the run (grade.py).
 
     reports: folder of earlier reports, which tell what is finished; check_space: refuse what the disk cannot hold; sources: bases
     by role that are no files, in place of the recipe's; the plan closes them.
-    Raises RecipeError, SourceError, LoraError, PlanError, Stopped; no output is begun.
+    Raises RecipeError, SourceError, LoraError, PlanError, TensorError, Stopped; no output is begun.
     """
     def tick() -> None:
         if should_stop():
@@ -87,11 +88,11 @@ def plan_recipe(recipe: Recipe, reports: Path, *, check_space: bool = True, shou
                 weigh(expert, reports, recipe.strict_share if recipe.strict else None, tick)
         known = {path: found for path in recipe.experts.values() if (found := cache.known_sha256(path))}
         _plan_outputs(plan, sha256, known, reports)
+        if check_space:
+            orders.check(plan.experts, plan.order)
         ride = Ride(plan.device, Clock(1, silent), should_stop, Path(reports))
         plan.notices += [line for expert in plan.experts for line in grade(expert, ride)]
         plan.notices = list(dict.fromkeys(plan.notices))
-        if check_space:
-            orders.check(plan.experts, plan.order)
     except BaseException:
         plan.__exit__()
         raise

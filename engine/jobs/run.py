@@ -56,14 +56,14 @@ def run(plan: Plan, *, reports: Path, should_stop: ShouldStop = bool, on_progres
 
 
 def _complain(failures: Failures, whole: dict) -> None:
-    """Raise what went wrong with outputs while others went on; those are finished, and the rest can be gone on with."""
+    """Raise what went wrong with outputs while others went on; those are finished."""
     finished = [out["file"] for expert in whole["experts"] for out in expert["outputs"]]
     if len(failures) == 1 and not finished:
         raise next(iter(failures.values()))
     if failures:
         said = "; ".join(f"{os.path.basename(path)}: {cause}" for path, cause in failures.items())
-        raise PlanError(f"{said}; finished all the same: {', '.join(finished) or 'none'}; run the same again to go on with what is "
-                        "missing") from next(iter(failures.values()))
+        raise PlanError(f"{said}; finished all the same: {', '.join(finished) or 'none'}; when that is mended, run the same again: "
+                        "only what is missing is written") from next(iter(failures.values()))
 
 
 def _catch_up(expert: ExpertPlan, out: OutputPlan, reports: Path) -> None:

@@ -8,9 +8,10 @@ import math
 import torch
 
 from ...quant.readback import decode_rows
-from .. import contract, quantized
+from ..bases import stated
 from ..errors import TensorError, at
 from ..header import Header, read_header
+from ..inspection import contract
 from ..system import ReadFile, open_read
 from .sample import Sample, probe, rows_of, square
 
@@ -32,6 +33,10 @@ def check(part: str, out, expert, samples: dict[str, dict]) -> float:
         raise TensorError(wrong, "verify", ValueError("it is not where the plan put it; delete the .part file, start over"))
     _check_contract(header)
     with open_read(part) as file:
+        for name, content in out.layout.constants.items():   # entries, flags and input scales, as they were planned
+            if _tensor(file, out.layout.tensors[name][1], len(content), torch.uint8).numpy().tobytes() != content:
+                raise TensorError(name, "verify", ValueError("it does not hold what was planned; check disk and memory, delete the "
+                                                             ".part file, start over"))
         for key in expert.order:
             seen, spec = Sample(**samples[key]), expert.specs[key]
             with at(key, "verify"):
@@ -42,8 +47,8 @@ def check(part: str, out, expert, samples: dict[str, dict]) -> float:
 
 
 def _check_contract(header: Header) -> None:
-    """Raise TensorError for the first thing that ComfyUI would not load as it is meant (contract.py)."""
-    with quantized.fetching([header]) as fetch:
+    """Raise TensorError for the first thing that ComfyUI would not load as it is meant (inspection/contract.py)."""
+    with stated.fetching([header]) as fetch:
         wrong = [problem for problem in contract.check([header], fetch) if problem.severity == "error"]
     if wrong:
         raise TensorError(wrong[0].key, "verify", ValueError(f"{wrong[0].text}; delete the .part file, and tell the pack's makers"))

@@ -63,7 +63,8 @@ class Alteration(Protocol):
         """Sum what `add` returned, in band order. Raises ValueError, which names the LoRAs, when the sums overflowed."""
 
     def row_space(self) -> torch.Tensor | None:
-        """(rank, columns) float32 whose rows span those of W' - W; None where that may be any row. Ask before `decide`."""
+        """(rank, columns) float32 whose rows span the inputs that the LoRAs listen to; None where these may be any. Ask before
+        `decide`."""
 
     def describe(self) -> list[dict]:
         """Per contribution, as JSON: complete after `energies`."""

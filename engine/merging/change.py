@@ -102,12 +102,12 @@ class Change:
         return Energies(gram.tolist(), self.after.moved, self.after.rest)
 
     def row_space(self) -> torch.Tensor | None:
-        """See `Alteration.row_space`: the down factors, where no method works on single elements and nothing is dense."""
+        """See `Alteration.row_space`: the down factors of all LoRAs, where none is dense or a transform. A gate or method that
+        works on single elements lets a delta out of it; what the LoRAs listen to stays the same."""
         if self.joint is not None:
             return self.joint.down
-        products = all(term.factors is not None and not (term.deltas or term.is_gated) for term in self.terms)
-        linear = self.is_sum and all(each.coefficients for each in self.combined)
-        return torch.cat([term.factors.down for term in self.terms]) if products and linear else None
+        products = all(term.factors is not None and not (term.deltas or term.transforms) for term in self.terms)
+        return torch.cat([term.factors.down for term in self.terms]) if products else None
 
     def describe(self) -> list[dict]:
         """See `Alteration.describe`. kept is the share of elements that gate and pass let through."""

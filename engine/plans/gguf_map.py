@@ -12,7 +12,8 @@ import os
 import re
 from collections.abc import Mapping
 
-from ..errors import HeaderError, SourceError
+from ..bases.gguf_header import open_gguf
+from ..errors import SourceError
 from ..precision import BLOCK_LINEAR
 from ..specs import TensorSpec
 from .moves import Choices, keep_edges, moved
@@ -20,10 +21,8 @@ from .names import PREFIX, bare, some
 from .plan import KEEP, Choice, block_linears
 
 ARCHITECTURE = "wan"     # general.architecture, as city96's tools/convert.py writes it
-MAX_ENTRIES = 200_000    # tensors or fields of a sane file; a real one has about 1100 and 30
 DEPTH = re.compile(r"Q(\d+)")
 PLAIN = ("F16", "BF16", "F32")
-BAD_HEADER = (ValueError, IndexError, KeyError, OverflowError, TypeError)  # what GGUFReader raises on bytes that are none
 
 
 def types_of(path: str | os.PathLike) -> dict[str, str]:
@@ -31,27 +30,12 @@ def types_of(path: str | os.PathLike) -> dict[str, str]:
 
     Raises HeaderError: not a GGUF file, or damaged; SourceError: of another architecture. Both name the file.
     """
-    import gguf  # here, not above: a ComfyUI without it still starts, and only this needs it
-
-    try:
-        with open(path, "rb") as file:
-            start = file.read(24)
-        if len(start) < 24 or start[:4] != b"GGUF":
-            raise HeaderError(f"{path}: expected a GGUF file, found one that starts with {start[:4]!r}, choose another")
-        if max(int.from_bytes(start[8:16], "little"), int.from_bytes(start[16:24], "little")) > MAX_ENTRIES:
-            raise HeaderError(f"{path}: expected at most {MAX_ENTRIES} tensors, found more, the header is damaged or big-endian")
-        reader = gguf.GGUFReader(path)
-        field = reader.get_field("general.architecture")
-        architecture = "" if field is None else str(field.contents())
-        found = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
-    except OSError as cause:
-        raise HeaderError(f"{path}: expected a GGUF file, found none to read: {cause.strerror}, check the path") from cause
-    except BAD_HEADER as cause:
-        raise HeaderError(f"{path}: expected a whole GGUF file, found a damaged header ({cause}), download it again") from cause
+    header = open_gguf(path)
+    architecture = str(header.metadata.get("general.architecture", ""))
     if architecture != ARCHITECTURE:
         raise SourceError(f"{path}: expected a GGUF of architecture {ARCHITECTURE}, found {architecture or 'none'!r}, "
                           f"choose a GGUF of a Wan model")
-    return found
+    return {tensor.name: tensor.tensor_type.name for tensor in header.tensors}
 
 
 def from_gguf(model: Mapping[str, TensorSpec], types: Mapping[str, str], *, nvfp4_max_bitdepth: int = 4, use_fp8: bool = False,

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from .. import quantized
+from ..bases import stated as reader
 from ..bases.shards import find_files, read_headers
 from ..errors import RecipeError, SourceError
 
@@ -46,8 +46,8 @@ def from_file(path: str | os.PathLike, layers: Collection[str], *, share: bool =
     """
     path = os.fspath(path)
     headers = read_headers(find_files(path))
-    with quantized.fetching(headers) as fetch:
-        stated = quantized.read(headers, fetch)
+    with reader.fetching(headers) as fetch:
+        stated = reader.read(headers, fetch)
         named = [key.removesuffix(ENDING) for key in stated.specs if key.endswith(ENDING)]
         values = {layer: stated.number(layer + ENDING, fetch) for layer in named}
     amax, unread = {}, Counter()

@@ -14,7 +14,7 @@ from ..bases.shards import find_files
 from ..errors import RecipeError
 from ..header import read_header
 from .recipe import Recipe, parse, plain
-from .recipe_parts import ROLES, LoraEntry, Output, Pass
+from .recipe_parts import ROLES, LoraEntry, Output, Pass, Save
 
 ENTRY = "wan22_master"                             # of the metadata
 HASHED = "sha256:"                                 # in place of a file's name: known by its content alone
@@ -84,7 +84,9 @@ def describe_whole(recipe: Recipe, role: str, label: str, hashes: list[str]) -> 
         got = given(each, role)
         loras = [replace(lora, sha256=lora.sha256 | {role: next(left)}) if lora in got else lora for lora in each.loras]
         passes.append(replace(each, loras=tuple(loras)))
-    return replace(cut(recipe, role, label), passes=tuple(passes)).to_json()
+    # what decides no byte is left out: a job goes on when only that was changed
+    save = replace(recipe.save, order=Save.order, on_exists=Save.on_exists)
+    return replace(cut(recipe, role, label), passes=tuple(passes), save=save).to_json()
 
 
 def cut(recipe: Recipe, role: str, label: str) -> Recipe:

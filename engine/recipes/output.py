@@ -11,6 +11,7 @@ PAIR, SINGLE = ("high_noise", "low_noise"), ("model",)
 ROLES = PAIR + SINGLE
 ACTIVATIONS = ("fast_uncalibrated", "16-bit")
 ROUNDINGS = ("auto", "nearest")
+BY_ROLE = ("layers", "full_precision", "input_amax")
 AMAX = checks.number(1e-12, 1e12)                  # of activations; float32 scales of it are normal numbers
 
 
@@ -53,7 +54,7 @@ class Output:
     @property
     def label(self) -> str:
         """What tells it from the other outputs of an expert: format, plan and suffix."""
-        return "_".join(part for part in (self.format, self.plan, self.suffix) if part)
+        return "_".join(dict.fromkeys(part for part in (self.format, self.plan, self.suffix) if part))
 
     def forms(self, role: str) -> Forms:
         """What each tensor of one expert is stored as."""
@@ -63,11 +64,21 @@ class Output:
 
     def only(self, role: str) -> "Output":
         """The same for one expert alone."""
-        mine = {name: {role: value[role]} if role in (value := getattr(self, name)) else {}
-                for name in ("layers", "full_precision", "input_amax")}
+        mine = {name: {role: value[role]} if role in (value := getattr(self, name)) else {} for name in BY_ROLE}
         return dataclasses.replace(self, experts=(role,), **mine)
 
 
 def parse_output(found: object, where: str = "output") -> Output:
     """An output in JSON, by itself. Raises RecipeError."""
     return checks.record(Output)(found, where)
+
+
+def join_outputs(outputs: tuple[Output, ...]) -> tuple[Output, ...]:
+    """Outputs of one expert each: those that are made alike become one, with the layers of both. `experts` must be named."""
+    found: dict[str, Output] = {}
+    for each in outputs:
+        alike = repr(dataclasses.replace(each, experts=(), **{name: {} for name in BY_ROLE}))
+        twin = found.get(alike, dataclasses.replace(each, experts=()))
+        maps = {name: getattr(twin, name) | getattr(each, name) for name in BY_ROLE}
+        found[alike] = dataclasses.replace(twin, experts=twin.experts + each.experts, **maps)
+    return tuple(found.values())

@@ -8,8 +8,9 @@ from ..bases.role_words import find_words, swap
 from ..errors import RecipeError
 from . import embedded
 from .interleave import interleave
+from .output import join_outputs
 from .recipe import Recipe, parse
-from .recipe_parts import LoraEntry, Output, Pass
+from .recipe_parts import LoraEntry, Pass
 
 NUMBER = re.compile(r"#?(\d{1,3})")
 HASH = re.compile(r"[0-9a-f]{8,64}")               # a hash may be shortened to 8 digits, as AutoV2 and Civitai do (theirs has 10)
@@ -82,8 +83,9 @@ def _hashed(entries: list[tuple[int, LoraEntry]], asked: str) -> list[int]:
 
 def join(high: Recipe, low: Recipe) -> Recipe:
     """One recipe for the pair from one for each expert. Passes of equal number and rules become one, and so do LoRAs whose names
-    are partners, where that leaves the order in either half as it is: slerp, rotations and ComfyUI's rounding depend on it. What
-    is said of the whole merge must be the same in both. Raises RecipeError where it is not.
+    are partners, where that leaves the order in either half as it is: slerp, rotations and ComfyUI's rounding depend on it; and
+    outputs that are made alike, each with the layers of both. What is said of the whole merge must be the same in both. Raises
+    RecipeError where it is not.
     """
     for name in ("compat", "normalize", "strict", "strict_share", "allow_twice", "allow_quantized_source", "title_version", "date"):
         one, other = getattr(high, name), getattr(low, name)
@@ -100,12 +102,8 @@ def join(high: Recipe, low: Recipe) -> Recipe:
     for one, other in zip(_padded(high, longest), _padded(low, longest), strict=True):
         passes += _join_passes(one, other)
     experts = {role: {**high.experts, **low.experts}[role] for role in ("high_noise", "low_noise")}
-    outputs: dict[str, Output] = {}
-    for each in (*high.outputs, *low.outputs):
-        first = outputs.get(each.label, each)
-        maps = {name: {**getattr(first, name), **getattr(each, name)} for name in ("layers", "full_precision", "input_amax")}
-        outputs[each.label] = replace(first, experts=(), **maps)
-    return parse(replace(high, experts=experts, passes=tuple(passes), outputs=tuple(outputs.values())).to_json())
+    outputs = join_outputs((*high.outputs, *low.outputs))
+    return parse(replace(high, experts=experts, passes=tuple(passes), outputs=outputs).to_json())
 
 
 def _padded(recipe: Recipe, count: int) -> list[Pass]:

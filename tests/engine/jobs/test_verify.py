@@ -2,12 +2,27 @@
 
 import pytest
 import torch
+from comfy_kitchen.float_utils import to_blocked
 from wan22_master.engine.errors import HeaderError, TensorError
 from wan22_master.engine.jobs import verify, write_expert
 from wan22_master.engine.jobs.sample import rows_of
 from wan22_master.tests.engine import tiny
 
-FORMATS = ["float8_e4m3fn", "bf16", "fp32"]
+FORMATS = {name: {"format": name} for name in ("float8_e4m3fn", "float8_e5m2", "nvfp4", "mxfp8", "convrot_w4a4",
+                                               "asym_w4a8_int8", "bf16", "fp32")}
+FORMATS |= {f"int8 {scaling}": {"format": "int8_tensorwise", "int8_scaling": scaling} for scaling in ("convrot", "row", "tensor")}
+LINEAR = "blocks.0.ffn.0.weight"
+FFN = 512
+# Scales by the suffix of their tensor: of the whole weight, of a row, of a block of it.
+WHOLE = {"float8_e4m3fn": "_scale", "float8_e5m2": "_scale", "nvfp4": "_scale_2", "int8 tensor": "_scale"}
+BY_ROW = {"int8 convrot": "_scale", "int8 row": "_scale", "convrot_w4a4": "_scale", "asym_w4a8_int8": "_s_channel"}
+BY_BLOCK = {"nvfp4": "_scale", "mxfp8": "_scale", "asym_w4a8_int8": "_s_rel"}
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """Widths that the rotated formats take, 256 and 512; 4 tiles of 128 rows in ffn.0."""
+    monkeypatch.setattr(tiny, "DIM", 256)
 
 
 def tampering(monkeypatch, change):
@@ -38,24 +53,73 @@ def flip(key, row):
     return change
 
 
+def flip_number(key, number):
+    """Change one number of a stored tensor by a half of it or so: the top bit of a float32's fraction, the low bit of the exponent
+    of a scale of one byte."""
+
+    def change(content, out):
+        spec, start = out.layout.tensors[key]
+        place, bit = {torch.float32: (4 * number + 2, 0x40), torch.float8_e4m3fn: (number, 0x08)}.get(spec.dtype, (number, 0x01))
+        content[start + place] ^= bit
+
+    return change
+
+
+def place_of(form, row, columns):
+    """Number in the stored tensor of the scale of a row's first block; comfy-kitchen's own swizzle, of the scales' numbers."""
+    blocks = columns // {"nvfp4": 16, "mxfp8": 32, "asym_w4a8_int8": 16}[form]
+    if form == "asym_w4a8_int8":
+        return row * blocks                        # not swizzled
+    numbers = torch.arange(FFN * blocks, dtype=torch.float32).view(FFN, blocks)
+    return to_blocked(numbers, flatten=False).flatten().tolist().index(row * blocks)
+
+
 @pytest.fixture
 def wish(tmp_path):
-    lora = {"files": {"model": tiny.save(tmp_path / "l.safetensors", tiny.lora())}}
-    path = tiny.save(tmp_path / "m.safetensors", tiny.base())
-    return lambda form: tiny.recipe(tmp_path / "out", {"model": path}, [lora], [form], save={"name": "%title%"})
+    lora = {"files": {"model": tiny.save(tmp_path / "l.safetensors", tiny.lora(ffn=FFN))}}
+    path = tiny.save(tmp_path / "m.safetensors", tiny.base(ffn=FFN))
+    return lambda form: tiny.recipe(tmp_path / "out", {"model": path}, [lora], [FORMATS[form]], save={"name": "%title%"})
 
 
-@pytest.mark.parametrize(
-    "key", ["blocks.0.ffn.0.weight", "blocks.1.self_attn.q.weight", "patch_embedding.weight", "head.modulation"]
-)
-@pytest.mark.parametrize("form", FORMATS)
-def test_a_sampled_row_that_differs_on_disk_is_named_and_nothing_is_renamed(tmp_path, wish, monkeypatch, form, key):
-    row = rows_of(key, tiny.shapes()[key][0])[-1]
-    tampering(monkeypatch, flip(key, row))
+def expect_found(tmp_path, recipe, key):
+    """The run is refused because of this weight, and nothing is renamed."""
     with pytest.raises(TensorError, match=r"rows on disk decode to .* delete the \.part file") as told:
-        tiny.go(wish(form), tmp_path / "r")
+        tiny.go(recipe, tmp_path / "r")
     assert told.value.key == key and told.value.stage == "verify"
     assert sorted(tiny.files(tmp_path / "out")) == ["mix.safetensors.job.json", "mix.safetensors.part"]
+
+
+@pytest.mark.parametrize(("form", "key"), [
+    *((form, key) for form in FORMATS for key in (LINEAR, "blocks.1.self_attn.q.weight")),
+    *((form, key) for form in ("float8_e4m3fn", "bf16", "fp32") for key in ("patch_embedding.weight", "head.modulation")),
+])
+def test_a_sampled_row_that_differs_on_disk_is_named_and_nothing_is_renamed(tmp_path, wish, monkeypatch, form, key):
+    tampering(monkeypatch, flip(key, rows_of(key, tiny.shapes(ffn=FFN)[key][0])[-1]))
+    expect_found(tmp_path, wish(form), key)
+
+
+@pytest.mark.parametrize(("form", "suffix"), WHOLE.items())
+def test_a_flipped_scale_of_the_tensor_is_found(tmp_path, wish, monkeypatch, form, suffix):
+    tampering(monkeypatch, flip_number(LINEAR + suffix, 0))
+    expect_found(tmp_path, wish(form), LINEAR)
+
+
+@pytest.mark.parametrize(("form", "suffix"), BY_ROW.items())
+def test_a_flipped_scale_of_a_sampled_row_is_found(tmp_path, wish, monkeypatch, form, suffix):
+    tampering(monkeypatch, flip_number(LINEAR + suffix, rows_of(LINEAR, FFN)[-1]))
+    expect_found(tmp_path, wish(form), LINEAR)
+
+
+@pytest.mark.parametrize(("form", "suffix"), BY_BLOCK.items())
+def test_a_flipped_scale_of_one_block_of_a_sampled_row_is_found(tmp_path, wish, monkeypatch, form, suffix):
+    tampering(monkeypatch, flip_number(LINEAR + suffix, place_of(form, rows_of(LINEAR, FFN)[-1], tiny.DIM)))
+    expect_found(tmp_path, wish(form), LINEAR)
+
+
+@pytest.mark.parametrize("number", [0, 8, 15])
+def test_a_flipped_value_of_the_codebook_is_found(tmp_path, wish, monkeypatch, number):
+    tampering(monkeypatch, flip_number(f"{LINEAR}_codebook", number))
+    expect_found(tmp_path, wish("asym_w4a8_int8"), LINEAR)
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -93,7 +157,7 @@ def test_a_header_that_is_not_the_planned_one_is_found(tmp_path, wish, monkeypat
 
 
 def test_a_part_that_failed_is_kept_and_can_be_looked_at_again(tmp_path, wish, monkeypatch):
-    tampering(monkeypatch, flip("blocks.0.ffn.0.weight", rows_of("blocks.0.ffn.0.weight", tiny.FFN)[0]))
+    tampering(monkeypatch, flip(LINEAR, rows_of(LINEAR, FFN)[0]))
     with pytest.raises(TensorError):
         tiny.go(wish("bf16"), tmp_path / "r")
     monkeypatch.undo()

@@ -1,7 +1,7 @@
 """A LoRA told from its header: size, blocks, image branch, coverage by the published sizes of the real models."""
 import pytest
 import torch
-from wan22_master.engine.inspect import inspect, lines
+from wan22_master.engine.inspection import inspect, lines
 from wan22_master.engine.loras.classify import classify, family
 from wan22_master.engine.loras.lora import open_lora
 from wan22_master.tests.engine import tiny, trainers

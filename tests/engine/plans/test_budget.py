@@ -18,7 +18,7 @@ from wan22_master.engine.specs import TensorSpec
 from wan22_master.engine.synthetic import Sizes, model_shapes
 
 ROUNDING = 1e-12  # of sums of at most 400 float64, each under 2**-53 off
-# bits per weight and relative error on normal weights (the lecture of quant's formats)
+# bits per weight and relative error on normal weights (benchmarks/error.py)
 FORMATS = {"nvfp4": (4.5, 0.082), "mxfp8": (8.25, 0.0265), "int8_tensorwise": (8, 0.0088), KEEP: (16, 0)}
 FAST = frozenset({"nvfp4", "mxfp8"})
 

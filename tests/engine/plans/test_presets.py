@@ -8,7 +8,7 @@ from wan22_master.tests.engine.plans import models
 # Formats that a card multiplies without dequantizing (ComfyUI model_management.py: supports_nvfp4_compute and its siblings).
 NATIVE = {"blackwell": {"nvfp4", "mxfp8", "float8_e4m3fn", "int8_tensorwise"}, "ada": {"float8_e4m3fn", "int8_tensorwise"},
           "ampere": {"int8_tensorwise", "asym_w4a8_int8"}, "any": {"int8_tensorwise"}}
-# Weight error on normal weights and bits per weight, measured (formats reference, "error floor per format").
+# Relative error on normal weights, by benchmarks/error.py (asym_w4a8_int8: comfy-kitchen's encoder), and bits per weight.
 ERROR = {"nvfp4": 0.082, "asym_w4a8_int8": 0.0731, "float8_e4m3fn": 0.0265, "mxfp8": 0.0265, "int8_tensorwise": 0.0088, KEEP: 0.0}
 BITS = {"nvfp4": 4.5, "asym_w4a8_int8": 4.5, "float8_e4m3fn": 8.0, "mxfp8": 8.25, "int8_tensorwise": 8.0, KEEP: 16.0}
 EVERY = [(name, hardware) for hardware in presets.HARDWARE for name in presets.NAMES]

@@ -19,7 +19,7 @@ def test_a_request_comes_back_from_json():
 
 
 @pytest.mark.parametrize(("change", "place"), [
-    ({"version": 2}, "version"), ({"gguf": {}}, "exactly one source of format, preset, gguf, plan, found"),
+    ({"version": 2}, "version"), ({"gguf": {}}, "exactly one source of format, preset, gguf, plan, budget_gb, found"),
     ({"preset": "speed"}, "exactly one source"), ({"sensitivity_threshold": None}, "sensitivity_threshold"),
     ({"gguf": {"middle": "a"}}, "gguf.middle"), ({"gguf_nvfp4_max_bitdepth": 0}, "from 1"), ({"hardware": "tpu"}, "hardware"),
     ({"include": [{"pattern": "a"}]}, r"include\[0\].format"),

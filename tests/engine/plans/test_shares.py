@@ -46,7 +46,7 @@ def test_shares_add_up_and_name_every_unit(card):
     assert tuple(found) == UNITS and sum(found.values()) == pytest.approx(1.0, abs=1e-12)
 
 
-def test_the_sentence_of_the_issue():
+def test_a_plan_of_both_attentions_and_some_ffn_in_fp8_is_told_in_one_sentence():
     # both attentions and 15 of 40 ffn.2 in FP8
     fast = [layer for number, layer in enumerate(LINEARS) if "attn" in layer or (layer.endswith("ffn.2") and number < 150)]
     found = shares(REAL, {layer: Choice("float8_e4m3fn") for layer in fast}, "rtx40")

@@ -99,6 +99,29 @@ def test_the_recipe_in_a_file_makes_the_same_bytes_again(tmp_path, names):
         assert again(tmp_path, path, search=not names).read_bytes() == path.read_bytes(), path.name
 
 
+LAYERS = tiny.linears()
+MIXED = {
+    "format": "nvfp4", "plan": "mix", "kept_dtype": "fp16", "activations": "16-bit", "search": "fast", "suffix": "b",
+    "layers": {"high_noise": dict(zip(LAYERS, ["mxfp8", "float8_e4m3fn", "keep", "float8_e5m2"] * 2, strict=False)),
+               "low_noise": {LAYERS[-1]: "keep", LAYERS[3]: "mxfp8"}},
+    "full_precision": {"low_noise": [LAYERS[5]]}, "input_amax": {"high_noise": {LAYERS[1]: 3.7}, "low_noise": {LAYERS[8]: 12.5}},
+}
+
+
+@pytest.mark.parametrize("level", ["publish", "private"])
+def test_the_recipe_of_a_plan_makes_the_same_bytes_again_with_its_own_experts_layers(tmp_path, level):
+    files = make(tmp_path, [MIXED], metadata=level)
+    high, low = (told(path)["recipe"]["outputs"] for path in files)
+    for [output], role in ((high, "high_noise"), (low, "low_noise")):
+        assert output["layers"] == {role: MIXED["layers"][role]} and output["input_amax"] == {role: MIXED["input_amax"][role]}
+        jsonschema.validate(told(files[role == "low_noise"])["recipe"], SCHEMA)
+    assert [path.name for path in files] == ["Mix_high_nvfp4_mix_b.safetensors", "Mix_low_nvfp4_mix_b.safetensors"]
+    if level == "publish":
+        move(tmp_path)
+        for path in files:
+            assert again(tmp_path, path).read_bytes() == path.read_bytes(), path.name
+
+
 def test_the_private_recipe_still_has_its_paths_and_the_hashes(tmp_path):
     for path in make(tmp_path, metadata="private"):
         found, content = embedded.read(path), told(path)

@@ -4,10 +4,10 @@ A version is what ComfyUI's tree said when the format came (plans/cards.py): the
 """
 from collections.abc import Mapping, Sequence
 
-from .bases.names import is_diffusers
+from ..bases.names import is_diffusers
+from ..bases.stated import Stated
+from ..plans.cards import AFTER
 from .contract import FOREIGN, Problem
-from .plans.cards import AFTER
-from .quantized import Stated
 
 SMOOTHING = "0.29.0"                               # pre_quant_scale
 # Of ComfyUI-GGUF, loader.py: architectures of diffusion models; and dequant.py: types that it decodes on the card.

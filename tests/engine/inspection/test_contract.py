@@ -16,8 +16,9 @@ from comfy_kitchen.tensor import (
     TensorWiseINT8Layout,
 )
 from safetensors.torch import save_file
-from wan22_master.engine import contract, quantized
+from wan22_master.engine.bases import stated
 from wan22_master.engine.header import read_header
+from wan22_master.engine.inspection import contract
 
 DIM, FFN = 256, 336                                # 336 = 21 * 16: scales are padded, and mxfp8 pads the weight itself
 LAYER, WIDE = "blocks.0.self_attn.q", "blocks.0.ffn.0"
@@ -72,7 +73,7 @@ def check(tmp_path):
         said = {"_quantization_metadata": json.dumps({"layers": metadata})} if metadata is not None else None
         save_file({key: each.contiguous() for key, each in tensors.items()}, tmp_path / "x.safetensors", metadata=said)
         headers = [read_header(tmp_path / "x.safetensors")]
-        with quantized.fetching(headers) as fetch:
+        with stated.fetching(headers) as fetch:
             return contract.check(headers, fetch)
     return run
 

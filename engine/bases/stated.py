@@ -2,29 +2,22 @@
 
 Three ways, in ComfyUI's order (comfy/utils.py, convert_old_quants): `_quantization_metadata` in the header, which replaces the
 entries of the layers it names; without it the marker tensor `scaled_fp8` with `<layer>.scale_weight`, older than both; and one
-`<layer>.comfy_quant` tensor per layer (uint8, the bytes of a JSON object). Nothing is judged here: contract.py does that.
+`<layer>.comfy_quant` tensor per layer (uint8, the bytes of a JSON object). Nothing is judged here: contract.py of the room
+`inspection` does that, and scaled.py refuses what cannot be read back.
 """
-import json
-import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
-import torch
+from ..header import Header
+from ..specs import TensorSpec
+from ..system import open_read
+from .names import PREFIXES, find_prefix
+from .quant_entries import ENTRY, METADATA, OLDER_SCALE, Fetch, header_layers, number, older_layers, read_entries
 
-from . import strict_json
-from .bases.names import PREFIXES, find_prefix
-from .bases.scaled import MARKER, METADATA
-from .header import Header
-from .specs import TensorSpec
-from .system import open_read
-
-ENTRY, LONGEST = ".comfy_quant", 4096              # more bytes are no entry: ComfyUI's longest has about 120
-LEGACY = {".scale_weight": ".weight_scale", ".scale_input": ".input_scale"}  # the older names, and what ComfyUI makes of them
+LEGACY = {OLDER_SCALE: ".weight_scale", ".scale_input": ".input_scale"}  # the older names, and what ComfyUI makes of them
 OLDER = "scaled fp8, older kind"
 UNREADABLE = "unreadable"
-
-Fetch = Callable[[str], bytes]
 
 
 @dataclass(frozen=True)
@@ -48,13 +41,7 @@ class Stated:
 
     def number(self, key: str, fetch: Fetch) -> float | None:
         """The one number in a stored tensor; None when there is no such tensor, or it is not one float."""
-        spec = self.specs.get(key)
-        if spec is None or spec.numel != 1 or not spec.dtype.is_floating_point:
-            return None
-        stored = fetch(self.keys[key])
-        if spec.dtype is torch.float32:            # a file has a thousand of them, and a tensor costs ten times more to make
-            return struct.unpack("<f", stored)[0]
-        return torch.frombuffer(bytearray(stored), dtype=spec.dtype).float().item()
+        return number(self.specs[key], self.keys[key], fetch) if key in self.specs else None
 
     def parts(self) -> dict[str, dict[str, TensorSpec]]:
         """Layer -> last part of the name -> spec, of every tensor."""
@@ -85,42 +72,19 @@ def read(headers: Sequence[Header], fetch: Fetch) -> Stated:
     entries = {key: entry.spec for header in headers for key, entry in header.entries.items()}
     prefix = find_prefix(entries) or ""
     keys = {key.removeprefix(prefix): key for key in entries}
-    told, why = _header_layers(headers[0].metadata)
-    is_legacy = told is None and MARKER in keys
-    keys = _renewed(keys, entries, fetch) if is_legacy else keys
+    told, damage = header_layers(headers[0].metadata)
+    older = older_layers({key: entries[name] for key, name in keys.items()}) if told is None else None
+    keys = keys if older is None else _renewed(keys, entries, fetch)
     specs = {key: entries[name] for key, name in keys.items()}
-    layers = _legacy_layers(specs) if is_legacy else {}
-    for key in (key for key in specs if key.endswith(ENTRY)):
-        layer = key.removesuffix(ENTRY)
-        layers[layer], wrong = _entry(specs[key], keys[key], fetch)
-        why |= {key: wrong} if wrong else {}
+    layers, why = read_entries(specs, lambda key: fetch(keys[key]))
+    why = ({METADATA: damage} if damage else {}) | why
     bare = {layer: _bare(layer, specs) for layer in told or {}}
     said = {bare[layer]: setting if isinstance(setting, dict) else {} for layer, setting in (told or {}).items()}
     clashing = tuple(layer for layer, setting in said.items() if layer in layers and layers[layer] != setting)
+    said |= older or {}
     why = {key: text for key, text in why.items() if key.removesuffix(ENTRY) not in said}  # ComfyUI does not read those
     prefixed = tuple(layer for layer, name in bare.items() if name != layer)
-    return Stated(specs, keys, layers | said, why, prefixed, clashing, is_legacy)
-
-
-def _header_layers(metadata: dict[str, str]) -> tuple[dict | None, dict[str, str]]:
-    """Layers as the header names them, None when it says nothing; and what is wrong with it."""
-    if METADATA not in metadata:
-        return None, {}
-    try:
-        layers = strict_json.parse(metadata[METADATA].encode()).get("layers")
-    except ValueError as cause:
-        return {}, {METADATA: f"expected JSON, found: {str(cause)[:100]}"}
-    return (layers, {}) if isinstance(layers, dict) else ({}, {METADATA: f"expected layers by name, found {str(layers)[:80]}"})
-
-
-def _entry(spec: TensorSpec, key: str, fetch: Fetch) -> tuple[dict, str | None]:
-    if spec.nbytes > LONGEST:
-        return {}, f"expected at most {LONGEST} bytes of JSON, found {spec.nbytes}"
-    try:
-        body = fetch(key)
-        return strict_json.parse(body.decode(json.detect_encoding(body)).encode()), None  # as json.loads takes it
-    except ValueError as cause:
-        return {}, f"expected JSON, found: {str(cause)[:100]}"
+    return Stated(specs, keys, layers | said, why, prefixed, clashing, older is not None)
 
 
 def _renewed(keys: dict[str, str], entries: dict[str, TensorSpec], fetch: Fetch) -> dict[str, str]:
@@ -128,17 +92,10 @@ def _renewed(keys: dict[str, str], entries: dict[str, TensorSpec], fetch: Fetch)
     fresh = {}
     for key, name in keys.items():
         old = next((ending for ending in LEGACY if key.endswith(ending)), "")
-        spec = entries[name]
-        is_float = old == ".scale_input" and spec.numel == 1 and spec.dtype.is_floating_point
-        if is_float and torch.frombuffer(bytearray(fetch(name)), dtype=spec.dtype).item() == 1.0:
+        if old == ".scale_input" and number(entries[name], name, fetch) == 1.0:
             continue
         fresh[key.removesuffix(old) + LEGACY.get(old, "")] = name
     return fresh
-
-
-def _legacy_layers(specs: dict[str, TensorSpec]) -> dict[str, dict]:
-    settings = {"format": "float8_e4m3fn"} | ({"full_precision_matrix_mult": True} if specs[MARKER].numel == 2 else {})
-    return {key.removesuffix(".weight_scale"): dict(settings) for key in specs if key.endswith(".weight_scale")}
 
 
 def _bare(layer: str, specs: dict[str, TensorSpec]) -> str:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import torch
 
-from . import quantized
-from .bases.scaled import MARKER
-from .header import Header
-from .layer_contract import COMPANIONS, WEIGHTS, Layer, faults
-from .quantized import ENTRY, UNREADABLE, Fetch, Stated
-from .specs import NAMES
+from ..bases import stated as reader
+from ..bases.quant_entries import COMPANIONS, ENTRY, MARKER, Fetch
+from ..bases.stated import UNREADABLE, Stated
+from ..header import Header
+from ..specs import NAMES
+from .layers import WEIGHTS, Layer, faults
 
 QUANTOPS = "ComfyUI-QuantOps"
 # Formats of other tools that plain ComfyUI does not know, and what loads them.
@@ -38,7 +38,7 @@ class Problem:
 
 def check(headers: Sequence[Header], fetch: Fetch) -> list[Problem]:
     """All that is wrong with one model's files, errors first. fetch: stored bytes of a small tensor by its name in the file."""
-    return judge(quantized.read(headers, fetch), fetch)
+    return judge(reader.read(headers, fetch), fetch)
 
 
 def judge(stated: Stated, fetch: Fetch) -> list[Problem]:

@@ -1,20 +1,16 @@
-"""What a GGUF file is, told from its header by the gguf library: architecture, types, what ComfyUI-GGUF makes of it.
-
-The library maps the file into memory and gives every tensor as a view, so no weight is read.
-"""
+"""What a GGUF file is, told from its header: architecture, types, what ComfyUI-GGUF makes of it."""
 import os
 from collections import Counter
 
 import numpy as np
 
+from ..bases.gguf_header import MAGIC, open_gguf
+from ..bases.names import PREFIXES
+from ..bases.roles import role_of
+from ..errors import HeaderError
 from . import openers
-from .bases.names import PREFIXES
-from .bases.roles import role_of
 from .contract import Problem
-from .errors import HeaderError
 
-MAGIC = b"GGUF"
-LONGEST_LIST = 16                                  # of metadata; a tokenizer's has 250,000 words
 UNQUANTIZED = {"F32", "F16", "BF16", "F64"}
 # ComfyUI-GGUF, ops.py: GGML operations cover Linear, Conv2d, Embedding, LayerNorm, GroupNorm; the rest has to be wide.
 WIDE_ONLY = ("patch_embedding.weight", "modulation")
@@ -31,17 +27,11 @@ def is_gguf(path: str) -> bool:
 
 
 def inspect_gguf(path: str) -> dict:
-    """As `inspect.inspect`, of a GGUF file. Raises HeaderError when its header is damaged."""
-    from gguf import GGUFReader
-
-    try:
-        reader = GGUFReader(path)
-        metadata = {name: _value(field.contents()) for name, field in reader.fields.items()
-                    if not name.startswith("GGUF.") and len(field.data) <= LONGEST_LIST}
-    except (ValueError, IndexError, KeyError, OverflowError, TypeError, MemoryError, OSError) as cause:
-        raise HeaderError(f"{path}: expected a GGUF file, found a damaged header ({str(cause)[:99]}); download it again") from cause
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    end = max((tensor.data_offset + tensor.n_bytes for tensor in reader.tensors), default=0)
+    """As `facts.inspect`, of a GGUF file. Raises HeaderError when its header is damaged."""
+    header = open_gguf(path)
+    metadata = {name: _value(found) for name, found in header.metadata.items()}
+    tensors = {tensor.name: tensor for tensor in header.tensors}
+    end = max((tensor.data_offset + tensor.n_bytes for tensor in header.tensors), default=0)
     if end > os.path.getsize(path):
         raise HeaderError(f"{path}: truncated: {end - os.path.getsize(path)} bytes missing, download it again")
     layers = {name.removesuffix(".weight"): _type(tensor) for name, tensor in tensors.items()

@@ -6,7 +6,7 @@ SHOWN = 100                                        # characters of a metadata va
 
 
 def lines(found: dict) -> list[str]:
-    """found: what `inspect.inspect` returned."""
+    """found: what `facts.inspect` returned."""
     told = [f"{found['name']}: {found['bytes'] / 1e9:.2f} GB, {found['tensors']} tensors, {found['files']} file(s)",
             f"  what: {'LoRA, rank ' + found['lora']['rank'] if found['lora'] else found['what']}",
             f"  role: {found['role'] or 'unknown'} ({found['evidence']})"]

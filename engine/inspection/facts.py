@@ -4,27 +4,27 @@ import os
 import statistics
 from collections import Counter
 
-from . import contract, openers, quantized, strict_json
-from .bases.names import is_diffusers, to_native
-from .bases.roles import role_of
-from .bases.shards import find_files, read_headers
-from .bases.source import open_source
-from .bases.variant import detect
-from .errors import LoraError, RecipeError, SourceError
-from .gguf_facts import inspect_gguf, is_gguf
-from .header import Header
-from .inspect_text import lines
-from .layer_contract import COMPANIONS
-from .loras.classify import classify, family
-from .loras.lora import open_lora
-from .loras.routing import route
-from .loras.task import task_of
-from .plans import of_file
-from .quantized import Fetch, Stated
-from .recipes import embedded
-from .specs import NAMES, TensorSpec
+from .. import strict_json
+from ..bases import stated as reader
+from ..bases.names import is_diffusers, to_native
+from ..bases.quant_entries import COMPANIONS, METADATA, Fetch
+from ..bases.roles import role_of
+from ..bases.shards import find_files, read_headers
+from ..bases.source import open_source
+from ..bases.stated import Stated
+from ..bases.variant import detect
+from ..errors import LoraError, RecipeError, SourceError
+from ..header import Header
+from ..loras.classify import classify, family
+from ..loras.lora import open_lora
+from ..loras.routing import route
+from ..loras.task import task_of
+from ..plans import of_file
+from ..recipes import embedded
+from ..specs import NAMES, TensorSpec
+from . import contract, openers
+from .gguf_file import inspect_gguf, is_gguf
 
-__all__ = ["inspect", "lines"]
 HEADER = "_quantization_metadata that is not readable"
 
 
@@ -46,8 +46,8 @@ def inspect(path: str | os.PathLike) -> dict:
     headers = read_headers(find_files(path))
     metadata = headers[0].metadata
     role = role_of(path, metadata)
-    with quantized.fetching(headers) as fetch:
-        stated = quantized.read(headers, fetch)
+    with reader.fetching(headers) as fetch:
+        stated = reader.read(headers, fetch)
         problems, layers = contract.judge(stated, fetch), _layers(stated, fetch)
     what, is_model, specs = _what(path, stated, metadata)
     lora = None if is_model else _lora(path, headers)
@@ -117,8 +117,8 @@ def _kept(stated: Stated) -> dict[str, TensorSpec]:
 
 def _counted(stated: Stated) -> dict[str, int]:
     """Format -> number of layers that say they are in it: by an entry of their own, by the header, or by the older marker."""
-    names = [quantized.OLDER if stated.is_legacy else stated.format_of(layer) for layer in stated.layers]
-    names += [HEADER] if quantized.METADATA in stated.unreadable else []
+    names = [reader.OLDER if stated.is_legacy else stated.format_of(layer) for layer in stated.layers]
+    names += [HEADER] if METADATA in stated.unreadable else []
     return dict(Counter(names).most_common())
 
 

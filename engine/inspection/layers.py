@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 import torch
 
-from . import entry_contract
-from .specs import NAMES, TensorSpec
+from ..bases.quant_entries import COMPANIONS
+from ..specs import NAMES, TensorSpec
+from . import entries
 
 E4M3, E5M2, E8M0, U8, I8, F32 = (torch.float8_e4m3fn, torch.float8_e5m2, getattr(torch, "float8_e8m0fnu", None), torch.uint8,
                                  torch.int8, torch.float32)
@@ -27,12 +28,9 @@ ONE = ((), (1,))
 # format -> dtype of the weight, stored columns per byte, multiple that both axes are padded to
 WEIGHTS = {"float8_e4m3fn": (E4M3, 1, 1), "float8_e5m2": (E5M2, 1, 1), "nvfp4": (U8, 2, 16), "mxfp8": (E4M3, 1, 32),
            "int8_tensorwise": (I8, 1, 1), "convrot_w4a4": (I8, 2, 1), "asym_w4a8_int8": (I8, 2, 1)}
-OWN = {"weight", "bias", "comfy_quant", "full_precision_matrix_mult"}
 # Tensors that ComfyUI takes from a layer beside its scales (quant_ops.py, QUANT_ALGOS); any other is "unet unexpected" in its log.
 TAKEN = {"float8_e4m3fn": {"input_scale"}, "float8_e5m2": {"input_scale"}, "mxfp8": {"input_scale"},
          "nvfp4": {"input_scale", "pre_quant_scale"}}
-COMPANIONS = {"weight_scale", "weight_scale_2", "weight_s_rel", "weight_s_channel", "weight_codebook", "weight_correction",
-              "input_scale", "pre_quant_scale", "scale_weight", "scale_input"}
 CHANGES = {"weight_correction", "pre_quant_scale"}  # left unread, the layer computes something else
 
 
@@ -71,7 +69,7 @@ def faults(layer: Layer, form: str) -> Iterator[Fault]:
         yield "error", "weight", f"expected {_shape(expected)} as {form}, found {list(weight.shape)}; it cannot be multiplied"
         return
     columns = weight.shape[1] * pack
-    yield from ((severity, "comfy_quant", text) for severity, text in entry_contract.faults(layer.settings, form, columns))
+    yield from ((severity, "comfy_quant", text) for severity, text in entries.faults(layer.settings, form, columns))
     wanted = scales(form, weight.shape, layer.settings)
     for name, each in wanted.items():
         yield from _part(name, each, layer.parts.get(name), form)
@@ -94,7 +92,7 @@ def scales(form: str, stored: tuple[int, ...], settings: dict) -> dict[str, Want
     if form == "convrot_w4a4":
         return {"weight_scale": Wanted((F32,), ((rows,),))}
     if form == "asym_w4a8_int8":
-        groups = 2 * columns // max(1, entry_contract.whole(settings, "group_size"))
+        groups = 2 * columns // max(1, entries.whole(settings, "group_size"))
         return {"weight_s_rel": Wanted((E4M3, U8, F32), ((rows, groups),)), "weight_s_channel": Wanted((F32,), ((rows,),)),
                 "weight_codebook": Wanted((F32,), ((16,),), is_needed=False)}
     return {"weight_scale": Wanted((F32,), ONE)}
