@@ -44,6 +44,19 @@ def kept_dtype(spec: TensorSpec) -> torch.dtype:
     return NARROW.get(spec.dtype, spec.dtype)
 
 
+def stored(form, shape: tuple[int, ...]) -> dict[str, TensorSpec]:
+    """Suffix -> spec of everything that a format stores for a weight of this shape.
+
+    Raises ValueError where it cannot hold the shape, or would pad its rows: ComfyUI takes the model's sizes from what is stored,
+    and then finds the bias too short.
+    """
+    found = {suffix: TensorSpec(*each) for suffix, each in form.outputs(shape).items()}
+    if shape and found[""].shape[0] != shape[0]:
+        raise ValueError(f"{form.NAME} would store {found[''].shape[0]} rows, the weight has {shape[0]}, which ComfyUI cannot "
+                         "load; choose int8_tensorwise, or keep this layer")
+    return found
+
+
 @dataclass(frozen=True)
 class Forms:
     """What each tensor of one output file is stored as.
@@ -97,17 +110,11 @@ class Forms:
         return layer_of(key) in self.full_precision
 
     def outputs(self, key: str, spec: TensorSpec) -> dict[str, TensorSpec]:
-        """Suffix -> spec of everything stored for one tensor. Raises PlanError where its format cannot hold that shape, or would
-        pad its rows: ComfyUI takes the model's sizes from what is stored, and then finds the bias too short."""
+        """Suffix -> spec of everything stored for one tensor. Raises PlanError where its format cannot hold that shape."""
         try:
-            found = {suffix: TensorSpec(*stored) for suffix, stored in self.of(key, spec).outputs(spec.shape).items()}
+            return stored(self.of(key, spec), spec.shape)
         except ValueError as cause:
             raise PlanError(f"{key}: {cause}") from cause
-        name = self.name(key, spec)
-        if name is not None and found[""].shape[0] != spec.shape[0]:
-            raise PlanError(f"{key}: {name} would store {found[''].shape[0]} rows, the weight has {spec.shape[0]}, which ComfyUI "
-                            "cannot load; choose int8_tensorwise, or keep this layer by a precision plan")
-        return found
 
 
 def processing_order(specs: dict[str, TensorSpec]) -> list[str]:

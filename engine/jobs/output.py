@@ -56,10 +56,14 @@ def sampled_rows(key: str, spec: TensorSpec, rows: Rows) -> list[int]:
     return [row - rows[0] for row in rows_of(key, spec.shape[0]) if rows[0] <= row < rows[1]] if spec.shape else []
 
 
+def noise_of(key: str, rows: Rows, band: torch.Tensor) -> torch.Tensor:
+    """What rounds a band stochastically: seeded by the key, the same for any banding."""
+    return uniform(zlib.crc32(key.encode()), rows[0], band.shape, band.device)
+
+
 def quantize(form, band: Band, stats, *, noisy: bool) -> dict[str, torch.Tensor]:
     """Suffix -> stored rows of a band; `band.spare` is overwritten. noisy: rounded stochastically, by a seed that is the key's."""
-    seed = zlib.crc32(band.key.encode())
-    noise = uniform(seed, band.rows[0], band.merged.shape, band.merged.device) if noisy else None
+    noise = noise_of(band.key, band.rows, band.merged) if noisy else None
     return form.quantize(band.merged, stats, band.spare, noise=noise)
 
 

@@ -21,6 +21,7 @@ from ..products import multiply
 RIDGE = 1e-6
 TINY = torch.finfo(torch.float32).tiny
 
+
 @dataclass(frozen=True)
 class Survival:
     """Sums over sampled rows, float64."""

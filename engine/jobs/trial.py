@@ -15,17 +15,19 @@ from pathlib import Path
 import torch
 
 from ...quant.formats import DEFAULT, Options, form_of
-from ...quant.noise import uniform
 from ..bands import TILE_ROWS, Rows, Workers
 from ..device import full_float32
 from ..errors import at
+from ..merging.adaptive.store import ensure
+from ..merging.adaptive.store import wanted as unmeasured
 from ..merging.merge import load_change
-from ..precision import KEEP, is_block_linear, layer_of
+from ..precision import KEEP, is_block_linear, layer_of, stored
 from ..system import write_json
 from . import report
-from .carry import Ride
+from .carry import Ride, stored_bytes
 from .experts import ExpertPlan
 from .line import Line, Step
+from .output import noise_of
 from .sample import square
 from .survival import Space, Survival, survey, tell
 from .targets import RECORD as VERSION
@@ -37,8 +39,8 @@ NEAREST, STOCHASTIC = "nearest", "stochastic"
 
 @dataclass(frozen=True)
 class Trial:
-    """One layer. energy: ‖W'‖² of the whole layer, from the tried rows; lost: candidate -> ‖W' - Ŵ‖²; survival: candidate ->
-    `Survival.to_json`, empty where nothing is merged."""
+    """One layer. energy: ‖W'‖² of the whole layer, from the tried rows; lost: candidate -> ‖W' - Ŵ‖², without those that cannot
+    hold its shape; survival: candidate -> `Survival.to_json`, empty where nothing is merged."""
 
     energy: float
     lost: dict[str, float]
@@ -69,7 +71,8 @@ def tiles_of(key: str, total: int) -> list[Rows]:
 
 
 def measure(expert: ExpertPlan, wanted: Wanted, ride: Ride, layers: Iterable[str] | None = None) -> dict[str, Trial]:
-    """Layer -> trial, in the model's order. layers: which; None: every block linear, kept by content in `ride.reports`.
+    """Layer -> trial, in the model's order. layers: which; None: every block linear, kept by content in `ride.reports`. Adaptive
+    LoRAs that were never measured on this base are measured first. Progress counts `readings`.
 
     Raises Stopped, SourceError, LoraError, TensorError.
     """
@@ -79,22 +82,29 @@ def measure(expert: ExpertPlan, wanted: Wanted, ride: Ride, layers: Iterable[str
     path = _path(ride.reports, expert, wanted)
     said = recall(path) if chosen is None else None
     if said is not None:
+        ride.clock.skip(readings(expert, ride.reports, keys))
         return {layer: Trial(**each) for layer, each in said["trials"].items()}
+    ensure(expert, ride)
     found = {}
     with Workers(should_stop=ride.should_stop) as workers, full_float32():
         line = Line(expert.source, workers, ride.device.torch_device)
         simple = [key for key in keys if not _needs_whole(expert, key, line)]
         for key, trial in zip(simple, workers.each(lambda key: _try_tiles(expert, key, line, wanted), simple), strict=True):
             found[layer_of(key)] = trial
-            ride.clock.advance(0, expert.role, key, "try")
+            ride.clock.advance(expert.source.nbytes(key), expert.role, key, "try")
         for key in (key for key in keys if layer_of(key) not in found):
             found[layer_of(key)] = _try_whole(expert, key, line, wanted)
-            ride.clock.advance(0, expert.role, key, "try")
+            ride.clock.advance(expert.source.nbytes(key), expert.role, key, "try")
     found = {layer_of(key): found[layer_of(key)] for key in keys}
     if chosen is None:
         ride.reports.mkdir(parents=True, exist_ok=True)
         write_json(path, {"version": VERSION, "trials": {layer: asdict(each) for layer, each in found.items()}})
     return found
+
+
+def readings(expert: ExpertPlan, reports: Path, keys: Iterable[str]) -> int:
+    """Bytes that a trial of these tensors counts, and those of the measuring that adaptive LoRAs still need."""
+    return stored_bytes(expert, [*unmeasured(expert, reports), *keys])
 
 
 def _path(reports: Path, expert: ExpertPlan, wanted: Wanted) -> Path:
@@ -146,10 +156,10 @@ def _try_tiles(expert: ExpertPlan, key: str, line: Line, wanted: Wanted) -> Tria
 def _try_whole(expert: ExpertPlan, key: str, line: Line, wanted: Wanted) -> Trial:
     """A layer that is merged as a whole, by the line."""
     change, spec = _change(expert, key, line), expert.specs[key]
-    sink = _Tiles(tiles_of(key, spec.shape[0]))
+    sink, space = _Tiles(tiles_of(key, spec.shape[0])), Space(change.row_space())
     line.carry(Step(key, spec, change, [sink]))
     found = [(rows, _read(expert, key, rows, line.device), merged) for rows, merged in sorted(sink.merged.items())]
-    return _tried(key, spec.shape[0], found, Space(None), wanted)
+    return _tried(key, spec.shape[0], found, space, wanted)
 
 
 class _Tiles:
@@ -175,19 +185,28 @@ class _Tiles:
         """Nothing is written."""
 
 
+def _holds(form, shape: tuple[int, ...]) -> bool:
+    try:
+        return bool(stored(form, shape))
+    except ValueError:
+        return False
+
+
 def _tried(key: str, total: int, tiles: list[tuple[Rows, torch.Tensor, torch.Tensor]], space: Space | None,
            wanted: Wanted) -> Trial:
-    """All candidates on the tiles of one layer. tiles: rows, base, merged."""
+    """All candidates that can hold the layer, on its tiles. tiles: rows, base, merged."""
     share = total / sum(stop - first for (first, stop), _, _ in tiles)
-    lost, survival = {}, {}
+    lost, survival, columns = {}, {}, tiles[0][2].shape[1]
     for name in wanted.candidates:
         form = form_of("bf16" if name == KEEP else name, wanted.options)
+        if not _holds(form, (total, columns)):
+            continue
         with at(key, f"try {name}"):
             stats = form.combine([form.measure(merged) for _, _, merged in tiles]) if form.measure else None
             sums, error = Survival(), 0.0
             for rows, base, merged in tiles:
                 noisy = wanted.rounding == STOCHASTIC and form.STOCHASTIC
-                noise = uniform(0, rows[0], merged.shape, merged.device) if noisy else None
+                noise = noise_of(key, rows, merged) if noisy else None
                 parts = form.quantize(merged, stats, noise=noise) | form.constants(stats)
                 decoded = form.dequantize(parts)[:merged.shape[0], :merged.shape[1]]
                 error += square(merged - decoded)

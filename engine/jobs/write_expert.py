@@ -32,6 +32,8 @@ def write_expert(plan: Plan, expert: ExpertPlan, outputs: list[OutputPlan], ride
     try:
         with ExitStack() as stack:
             sinks += _open_all(plan, expert, outputs, ride, stack)
+            if all(sink.failure is not None for sink in sinks):
+                raise NoneLeftError                # before the base is read for nothing; other readings may still succeed
             with Workers(should_stop=ride.should_stop) as workers, full_float32():
                 line = Line(expert.source, workers, ride.device.torch_device)
                 rows = carry_all(line, expert, expert.order, [sink for sink in sinks if sink.failure is None], ride, peak)
@@ -69,7 +71,7 @@ def _each(sinks: list[Output], do: Callable[[Output], dict]) -> dict[str, dict]:
 
 
 def _open_all(plan: Plan, expert: ExpertPlan, outputs: list[OutputPlan], ride: Ride, stack: ExitStack) -> list[Output]:
-    """A sink per output. One that cannot be opened has failed; when none can, nothing is left behind that was not there."""
+    """A sink per output. One that cannot be opened has failed, and leaves nothing behind that was not there."""
     def tick() -> None:
         if ride.should_stop():
             raise Stopped("stopped while the unfinished file was checked; it is kept")
@@ -83,8 +85,6 @@ def _open_all(plan: Plan, expert: ExpertPlan, outputs: list[OutputPlan], ride: R
             except FAILURES as cause:
                 sinks.append(Output(out, expert, None))
                 sinks[-1].failure = cause
-        if len(sinks) == 1 and sinks[0].failure:
-            raise sinks[0].failure
     except BaseException:
         for sink in sinks:
             if sink.writer is not None:

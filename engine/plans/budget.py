@@ -94,7 +94,7 @@ def _told(layers: Mapping[str, Candidates], names: list[list[str]], picked: list
     size = fixed_bytes + sum(count for _, (count, _), _ in chosen)
     notices = []
     if all(lost <= min(each.options.values(), key=lambda option: option[1])[1] for each, (_, lost), _ in chosen):
-        notices.append(f"every layer is at its most precise: {size / GB:.2f} GB, more of the budget of {budget_bytes / GB:.2f} GB "
+        notices.append(f"every layer is as precise as it may be: {size / GB:.2f} GB, more of the {budget_bytes / GB:.2f} GB "
                        "would gain nothing")
     if gap:
         notices.append(f"the least possible error is at most {gap:.2%} below this plan's")

@@ -114,6 +114,8 @@ def _sensitivity(choices: Choices, model: Model, role: str, request: PlanRequest
         return choices, []
     found, limit = read_object(path, "a sensitivity JSON"), request.sensitivity_threshold
     over, notices = sensitivity.flagged(found, limit, model, PurePath(path).name)
+    if request.budget_gb and request.sensitivity_action != KEEP:
+        return choices, notices                    # `finish` does it, when there are formats to multiply in 16 bit
     return sensitivity.apply(choices, over, limit, request.sensitivity_action), notices
 
 
@@ -131,7 +133,12 @@ def _full_precision(choices: Choices, model: Model, role: str, request: PlanRequ
 
 
 def finish(choices: Choices, model: Model, role: str, request: PlanRequest) -> tuple[Choices, list[str]]:
-    """The last step, full precision, on formats that are decided; also after a budget. Raises RecipeError."""
+    """The last step, full precision, on formats that are decided; after a budget that of a sensitivity file too. Raises
+    RecipeError."""
+    if request.budget_gb and request.sensitivity_action != KEEP and file_for(request.sensitivity, role):
+        path, limit = file_for(request.sensitivity, role), request.sensitivity_threshold
+        over, _ = sensitivity.flagged(read_object(path, "a sensitivity JSON"), limit, model, PurePath(path).name)
+        choices = sensitivity.apply(choices, over, limit, request.sensitivity_action)
     found, told = _full_precision(choices, model, role, request)
     return found, told + _without_effect(found)
 

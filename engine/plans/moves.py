@@ -3,7 +3,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from ...quant.formats import FORMATS
-from ..precision import block_of
+from ..precision import block_of, stored
 from ..specs import TensorSpec
 from .plan import KEEP, Choice
 
@@ -50,7 +50,7 @@ def fitted(choices: Mapping[str, Choice], linears: Mapping[str, TensorSpec]) -> 
         found[layer] = choice
         if choice.format != KEEP:
             try:
-                FORMATS[choice.format].outputs(linears[layer].shape)
+                stored(FORMATS[choice.format], linears[layer].shape)
             except ValueError as cause:
                 found[layer] = moved(choice, KEEP, f"{cause}")
                 misfits.setdefault(choice.format, []).append((layer, cause))

@@ -4,31 +4,17 @@
 
 Left out, together under 0.001 % of a 14B expert: the header, the `comfy_quant` objects, input scales of 4 bytes.
 """
-import math
 from collections.abc import Callable, Iterable, Mapping
 
+from ..precision import stored
 from ..specs import TensorSpec
-from .plan import KEEP, Choice, block_linears
+from .plan import KEEP, block_linears
 
 
 def layer_bytes(form, shape: tuple[int, ...]) -> int:
     """Bytes that a format stores for a weight of this shape. form: a format of quant. Raises ValueError for a shape that it cannot
     hold."""
-    return sum(math.prod(stored) * dtype.itemsize for stored, dtype in form.outputs(shape).values())
-
-
-def plan_bytes(model: Mapping[str, TensorSpec], choices: Mapping[str, Choice], forms: Mapping[str, object],
-               kept_bytes: Callable[[str], int]) -> int:
-    """Bytes of one expert.
-
-    choices: layer -> choice, a layer without one is kept; forms: name -> format; kept_bytes: key -> bytes of a tensor that is not
-    quantized. Raises KeyError for a format not in `forms`.
-    """
-    total = 0
-    for key, spec in model.items():
-        choice = choices.get(key.removesuffix(".weight"), Choice(KEEP)) if key.endswith(".weight") else Choice(KEEP)
-        total += kept_bytes(key) if choice.format == KEEP else layer_bytes(forms[choice.format], spec.shape)
-    return total
+    return sum(spec.nbytes for spec in stored(form, shape).values())
 
 
 def rest_bytes(model: Mapping[str, TensorSpec], kept_bytes: Callable[[str], int]) -> int:

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from wan22_master.engine.plans.plan import KEEP, Choice, block_linears
-from wan22_master.engine.plans.sizes import candidate_bytes, layer_bytes, plan_bytes, rest_bytes
+from wan22_master.engine.plans.plan import KEEP, block_linears
+from wan22_master.engine.plans.sizes import candidate_bytes, layer_bytes, rest_bytes
 from wan22_master.engine.specs import TensorSpec
 from wan22_master.engine.synthetic import Sizes, model_shapes
 from wan22_master.quant.formats import FORMATS, quantize
@@ -35,19 +35,9 @@ def test_a_layer_is_as_large_as_what_the_format_makes_of_it():
     assert layer_bytes(FP8, (48, 32)) == sum(tensor.numel() * tensor.element_size() for tensor in made.values()) == 48 * 32 + 4
 
 
-def test_a_plan_is_the_sum_of_its_layers_and_of_what_is_kept():
-    layers = list(block_linears(MODEL))
-    choices = {layers[0]: Choice("float8_e4m3fn"), layers[1]: Choice("nvfp4"), layers[2]: Choice(KEEP)}
-    saved = MODEL[f"{layers[0]}.weight"].numel - 4
-    saved += MODEL[f"{layers[1]}.weight"].nbytes - layer_bytes(FourBit, MODEL[f"{layers[1]}.weight"].shape)
-    assert plan_bytes(MODEL, choices, FORMS, kept) == sum(spec.nbytes for spec in MODEL.values()) - saved
-    assert plan_bytes(MODEL, {}, {}, lambda key: 1) == len(MODEL)
-
-
-def test_the_rest_and_the_candidates_make_up_a_plan():
+def test_the_rest_and_the_candidates_make_up_a_model():
     table = candidate_bytes(MODEL, ["nvfp4", KEEP], FORMS, kept)
-    plan = {layer: Choice("nvfp4") for layer in table}
-    assert rest_bytes(MODEL, kept) + sum(row["nvfp4"] for row in table.values()) == plan_bytes(MODEL, plan, FORMS, kept)
+    assert list(table) == list(block_linears(MODEL))
     assert rest_bytes(MODEL, kept) + sum(row[KEEP] for row in table.values()) == sum(spec.nbytes for spec in MODEL.values())
 
 
@@ -65,5 +55,6 @@ def test_a_format_that_cannot_hold_a_shape_is_no_candidate_there():
 def test_a_14b_expert_is_as_large_as_published_files(name, gigabytes):
     shapes = model_shapes(Sizes(dim=5120, ffn=13824, blocks=40))
     model = {key: TensorSpec(shape, torch.bfloat16) for key, shape in shapes.items()}
-    size = plan_bytes(model, {layer: Choice(name) for layer in block_linears(model)}, FORMS, lambda key: model[key].nbytes)
+    table = candidate_bytes(model, [name], FORMS, lambda key: model[key].nbytes)
+    size = rest_bytes(model, lambda key: model[key].nbytes) + sum(row[name] for row in table.values())
     assert size / 1e9 == pytest.approx(gigabytes, abs=0.05)  # published to one decimal

@@ -1,0 +1,100 @@
+"""A size budget of one expert: what each layer may become, from a trial of the merge, given to the solver (plans/budget.py).
+
+Every layer takes part, the decided ones with one option, so that bytes, error and the share of fast compute are those of the whole
+file. A layer that is to be multiplied in 16 bit is slow in FLOAT formats, whatever the card can do.
+"""
+from dataclasses import replace
+
+from ...quant.formats import FORMATS, Options, form_of
+from ..errors import PlanError
+from ..plans import budget, cards, promote, shares, sizes
+from ..plans.build import finish
+from ..plans.moves import TO_SOLVE
+from ..plans.plan import KEEP, Choice
+from ..plans.request import PlanRequest
+from ..precision import Forms, layer_of
+from .experts import ExpertPlan
+from .trial import Trial
+
+SLOW = ", slow"                                    # ends the name of a candidate that is multiplied in 16 bit
+
+
+def solve_budget(expert: ExpertPlan, choices: dict[str, Choice], trials: dict[str, Trial],
+                 asked: tuple[str, PlanRequest]) -> tuple[dict[str, Choice], list[str]]:
+    """The choices, with those that were left to the budget made. asked: dtype of what is kept, and the request.
+
+    Raises PlanError when no plan is small enough, or fast enough.
+    """
+    kept, request = asked
+    names = tuple(dict.fromkeys([*cards.native_formats(request.card), *(each.format for each in choices.values()), KEEP]))
+    bytes_of, counts, slow = byte_counts(expert, names, kept, Options()), shares.multiply_adds(expert.specs), _slow(expert, request)
+    layers = {}
+    for layer, choice in choices.items():
+        options = {_named(name, layer in slow): (bytes_of[layer][name], trials[layer].lost[name])
+                   for name in _options(choice, layer, trials[layer], request)
+                   if name in bytes_of[layer] and name in trials[layer].lost}
+        layers[layer] = budget.Candidates(options, trials[layer].energy, multiply_adds=counts[layer])
+    others = {layer: budget.Candidates({KEEP: (0, 0.0)}, 0.0, multiply_adds=count) for layer, count in counts.items()
+              if layer not in layers}
+    fixed = predicted(expert, {}, kept, None, Options()) - sum(bytes_of[layer][KEEP] for layer in choices)
+    fast = frozenset(cards.native_formats(request.card))
+    try:
+        found = budget.solve({**layers, **others}, round(request.budget_gb * 1e9), fixed_bytes=fixed,
+                             minimum_fast=request.minimum_fast, fast=fast)
+    except PlanError as cause:
+        raise PlanError(f"{expert.role}: {cause}") from cause
+    reason = f"least error within {request.budget_gb:g} GB"
+    solved = {layer: Choice(found.choices[layer].removesuffix(SLOW), reason=reason) if each.reason == TO_SOLVE else each
+              for layer, each in choices.items()}
+    said = (f"{request.budget_gb:g} GB: total error {error_of(solved, trials):.4f}, {found.bytes / 1e9:.2f} GB, "
+            f"{found.fast_share:.0%} of the multiply-adds below 16 bit")
+    return solved, [said, *found.notices]
+
+
+def _slow(expert: ExpertPlan, request: PlanRequest) -> set[str]:
+    """Layers that lists and switches have multiplied in 16 bit."""
+    every = {layer_of(key): Choice("nvfp4") for key in expert.block_linears}
+    return {layer for layer, each in finish(every, expert.specs, expert.role, request)[0].items() if each.full_precision}
+
+
+def _named(name: str, is_slow: bool) -> str:  # noqa: FBT001 - whether it is one is all there is to say
+    return name + SLOW if is_slow and name in cards.FLOATS else name
+
+
+def _options(choice: Choice, layer: str, trial: Trial, request: PlanRequest) -> list[str]:
+    """Formats that a layer may get: its own where it has one; else what the card multiplies natively and the LoRAs do not drown in,
+    and KEEP."""
+    if choice.reason != TO_SOLVE:
+        return [choice.format]
+    names, effects, least = [*cards.native_formats(request.card), KEEP], trial.effects(), request.promote_below or 0.0
+    if request.min_ffn_fp8 and layer.endswith((".ffn.0", ".ffn.2")):
+        names = [name for name in names if name not in promote.FOUR_BITS]
+    return [name for name in names if name == KEEP or effects.get(name, least) >= least]
+
+
+def byte_counts(expert: ExpertPlan, names: tuple[str, ...], kept: str, options: Options) -> dict[str, dict[str, int]]:
+    """Layer -> format -> bytes of every block linear, KEEP as `kept` has it."""
+    forms = {name: form_of(name, options) for name in names if name != KEEP}
+    plain = Forms(next(iter(FORMATS)), {}, kept=kept)
+
+    def kept_bytes(key: str) -> int:
+        keeping = replace(plain, layers={layer_of(key): KEEP})
+        return sum(spec.nbytes for spec in keeping.outputs(key, expert.specs[key]).values())
+
+    return sizes.candidate_bytes(expert.specs, names, forms, kept_bytes)
+
+
+def predicted(expert: ExpertPlan, choices: dict[str, Choice], kept: str, fp32_names: frozenset[str] | None,
+              options: Options) -> int:
+    """Bytes of one expert's file under these choices, but its header; a layer without one is kept."""
+    named = {layer: choices.get(layer, Choice(KEEP)).format for layer in map(layer_of, expert.block_linears)}
+    forms = Forms(next(iter(FORMATS)), named, kept=kept, fp32_names=fp32_names, options=options)
+    return sum(stored.nbytes for key, spec in expert.specs.items() for stored in forms.outputs(key, spec).values())
+
+
+def error_of(choices: dict[str, Choice], trials: dict[str, Trial]) -> float | None:
+    """Relative error of all block linears under these choices; None where a choice was not tried."""
+    if not trials or any(choice.format not in trials[layer].lost for layer, choice in choices.items()):
+        return None
+    energy = sum(trials[layer].energy for layer in choices)
+    return (sum(trials[layer].lost[choice.format] for layer, choice in choices.items()) / energy) ** 0.5 if energy else 0.0
