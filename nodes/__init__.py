@@ -3,6 +3,8 @@ from comfy_api.latest import ComfyExtension, io
 
 from .analysis import Wan22LoraAnalysis
 from .inject import Wan22ActionMasterInject
+from .input_scales import Wan22InputScales
+from .inspect_file import Wan22Inspect
 from .load_dual import Wan22LoadDualDiT
 from .load_saved import Wan22LoadSaved
 from .lora_convert import Wan22LoraConvert
@@ -13,6 +15,7 @@ from .lora_merge import Wan22LoraMerge
 from .lora_pair import Wan22LoraPair
 from .merge_checkpoints import Wan22MergeCheckpoints
 from .meter import Wan22StabilityMeter
+from .precision_plan import Wan22PrecisionPlan
 from .preview import Wan22MergePreview
 from .quantize import Wan22Quantize
 from .recipe_load import Wan22RecipeLoad
@@ -33,7 +36,10 @@ NODES = [Wan22LoadDualDiT, Wan22LoraPair, Wan22ActionMasterInject, Wan22Stabilit
          Wan22LoraConvert,
          Wan22LoraMerge,
          Wan22LoraExtract,
-         Wan22LoraGated]
+         Wan22LoraGated,
+         Wan22PrecisionPlan,
+         Wan22InputScales,
+         Wan22Inspect]
 
 
 class Extension(ComfyExtension):

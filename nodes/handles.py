@@ -106,17 +106,42 @@ class Dit:
         return f"Dit({self.title}, {' + '.join(os.path.basename(path) for _, path in self.experts)}, {len(self.passes)} passes)"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Output:
     """One format asked for, and for which experts."""
 
     format: str
     activations: str
     experts: tuple[str, ...]
+    settings: str = NOTHING                        # JSON: the recipe's other fields of an output, as layers and input_amax
 
     def as_json(self) -> dict:
         """Output of a recipe."""
-        return {"format": self.format, "activations": self.activations, "experts": list(self.experts)}
+        return {"format": self.format, "activations": self.activations, "experts": list(self.experts), **json.loads(self.settings)}
+
+    def __repr__(self) -> str:
+        return f"Output({self.format} for {' and '.join(self.experts)})"
+
+
+@dataclass(frozen=True, repr=False)
+class Plan:
+    """A precision plan, as JSON: which layer of which expert gets which format."""
+
+    title: str
+    text: str
+
+    def __repr__(self) -> str:
+        return f"Plan({self.title})"
+
+
+@dataclass(frozen=True, repr=False)
+class Scales:
+    """Largest activations, margin included, as JSON: role -> layer -> number."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return f"Scales({', '.join(f'{len(layers)} layers of {role}' for role, layers in json.loads(self.text).items())})"
 
 
 @dataclass(frozen=True, repr=False)

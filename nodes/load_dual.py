@@ -99,7 +99,7 @@ def describe(role: str, source, variant) -> str:
     """Lines about one expert: file, kind, size, dtypes, how its role is known, what is left out, what is lost."""
     keys, bytes_of = source.keys(), Counter()
     for key in keys:
-        bytes_of[NAMES[source.spec(key).dtype]] += source.nbytes(key)
+        bytes_of[source.formats.get(key) or NAMES[source.spec(key).dtype]] += source.nbytes(key)
     total = sum(bytes_of.values())
     dtypes = ", ".join(f"{name} {count / total:.0%}" for name, count in bytes_of.most_common())
     lines = [source.name if role == "model" else f"{role}: {source.name}",

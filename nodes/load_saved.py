@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..engine.errors import MergeError
 from ..quant.formats import FORMATS
 from . import freshness, sockets
+from .activations import AS_HERE, EMULATIONS, describe, emulate, layers_of
 
 ANY = "any"
 
@@ -28,6 +29,10 @@ class Wan22LoadSaved(io.ComfyNode):
                                tooltip="Which expert to load. auto: the only one there is."),
                 io.Combo.Input("format", options=[ANY, *FORMATS], default=ANY,
                                tooltip="Which format, where several Quantize nodes were chained. any: the first."),
+                io.Combo.Input("activations", options=list(EMULATIONS), default=AS_HERE, optional=True, advanced=True,
+                               tooltip="Shows what the owner of another card will see. NVFP4 and MXFP8 layers round their inputs "
+                                       "too on RTX 50, FP8 layers on RTX 40 and 50, and only there input scales are used: a card "
+                                       "that cannot multiply in the format never reads them. The rounding is emulated, slowly."),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="For ModelSamplingSD3, then a sampler.")],
             hidden=[io.Hidden.unique_id],
@@ -39,12 +44,15 @@ class Wan22LoadSaved(io.ComfyNode):
         return freshness.token(cls.hidden.unique_id)
 
     @classmethod
-    def execute(cls, files, expert, format) -> io.NodeOutput:
+    def execute(cls, files, expert, format, activations=AS_HERE) -> io.NodeOutput:
         file = choose(files.files, expert, format)
         if not os.path.isfile(file.path):
             raise MergeError(f"{file.name}: was deleted since it was saved; queue again to write it again")
         freshness.remember(cls.hidden.unique_id, [file.path])
-        return io.NodeOutput(comfy.sd.load_diffusion_model(file.path), ui={"text": (f"loaded {file.name}",)})
+        model = comfy.sd.load_diffusion_model(file.path)
+        layers, card = layers_of(model), EMULATIONS[activations]
+        lines = [line for line in (f"loaded {file.name}", describe(model, layers, card)) if line]
+        return io.NodeOutput(emulate(model, layers, card) if card else model, ui={"text": ("\n".join(lines),)})
 
 
 def choose(files, expert: str, format_name: str):

@@ -44,9 +44,11 @@ class ModelSource:
         self.kinds = Counter(kind_of(weight) for weight in weights.values())
         lossy = [kind_of(weight) for weight in weights.values() if is_lossy(weight)]
         self.lossy = lossy[0] if lossy else None
+        self.formats = {key: kind_of(weight) for key, weight in weights.items() if is_lossy(weight)}
         patched = [key for key in weights if PREFIX + key in model.patches]
         skipped = [key for key in patched if handle.ways != AS_INTENDED and not is_leaf(model, PREFIX + key.rpartition(".")[0])]
         self.skipped, self._patched = skipped, set(patched) - set(skipped)
+        self.moved = frozenset(self._patched)
         self._check_patches(handle.name)
         self.name = " + ".join([handle.name, *self._patch_kinds()])   # as the base in the file's header: its LoRAs have no names
         self.complaints: list[str] = []

@@ -11,9 +11,13 @@ from comfy_api.latest import io
 
 from ..engine.errors import RecipeError, SourceError
 from ..engine.jobs.plan import Plan, plan_recipe
-from ..engine.preview import FORMATS, Preview, settle
+from ..engine.preview import Preview, settle
+from ..engine.recipes.output import Output
 from . import paths, sockets
+from .activations import AS_HERE, EMULATIONS, emulate
+from .activations import describe as activations_of
 from .preview_adapter import PREFIX, PreviewJob, put_on
+from .preview_output import SHOWN, shown_output, stored_activations
 from .progress import device_for, stoppable, watched
 from .recipes import recipe_of, reports_folder
 from .save_text import size
@@ -42,8 +46,9 @@ class Wan22MergePreview(io.ComfyNode):
                 io.Model.Input("model", optional=True,
                                tooltip="The base as Load Diffusion Model loaded it, weight_dtype default, of the same file: it is "
                                        "then not loaded again when a strength changes. Empty: loaded here."),
-                io.Combo.Input("saved_as", options=list(FORMATS), default=FORMATS[0], advanced=True,
-                               tooltip="The format whose weights are shown, rounded as they would be saved."),
+                io.Combo.Input("saved_as", options=list(SHOWN), default=SHOWN[0], advanced=True,
+                               tooltip="The format whose weights are shown, as a saved file would hold them: a quantized one is "
+                                       "quantized and read back. A plan or a job, where one is connected, decides instead."),
                 io.Float.Input("cache_gb", default=8.0, min=0.0, max=512.0, step=0.5, advanced=True,
                                tooltip="Memory for merged weights, so that layers which do not fit on the card are not merged "
                                        "again at every step. Taken only as needed."),
@@ -52,6 +57,12 @@ class Wan22MergePreview(io.ComfyNode):
                                          "the picture only resembles that of the saved file."),
                 io.Combo.Input("device", options=["auto", "cpu"], default="auto", advanced=True,
                                tooltip="Where weights are merged; as in Save Model, for the same bits."),
+                sockets.Plan.Input("plan", optional=True, tooltip="From Precision Plan: shows what a file by it would hold."),
+                sockets.Job.Input("job", optional=True,
+                                  tooltip="From Quantize of the same dit: shows its last output for this expert, with scales."),
+                io.Combo.Input("activations", options=list(EMULATIONS), default=AS_HERE, optional=True, advanced=True,
+                               tooltip="Rounds the inputs of quantized layers as another card does, with the file's input scales: "
+                                       "what owners of an RTX 50 (W4A4) or 40 (W8A8) will see. Slow."),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="For ModelSamplingSD3, then a sampler. Quantize takes it too."),
@@ -62,25 +73,29 @@ class Wan22MergePreview(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, dit, expert, saved_as, cache_gb, approximate, device, model=None) -> io.NodeOutput:
-        path = path_of(dit, expert)
+    def execute(cls, dit, expert, saved_as, cache_gb, approximate, device, model=None, plan=None, job=None,
+                activations=AS_HERE) -> io.NodeOutput:
+        path, output = path_of(dit, expert), shown_output(dit, expert, saved_as, plan, job)
         host = base_of(path) if model is None else model
         check_host(host, path, approximate=approximate)
         reports = Path(reports_folder())
         with stoppable() as wish:
-            plan = plan_recipe(recipe_of(dit, device=device_for(device)), reports, should_stop=wish)
-            preview = _preview(plan, expert, saved_as, int(cache_gb * 1e9))   # closes the plan, now or when nobody needs it
+            merge = plan_recipe(recipe_of(dit, device=device_for(device)), reports, should_stop=wish)
+            preview = _preview(merge, expert, output, int(cache_gb * 1e9))   # closes the plan, now or when nobody needs it
             with watched(cls.hidden.unique_id, "cpu", "stopped") as watch:
-                settle(plan, expert, reports=reports, should_stop=watch.should_stop, on_progress=watch.on_progress)
+                settle(merge, expert, reports=reports, should_stop=watch.should_stop, on_progress=watch.on_progress)
             previewed = put_on(host, PreviewJob(preview, dit, expert))
-        text = "\n".join(describe(preview, previewed))
+        layers, card = stored_activations(preview), EMULATIONS[activations]
+        lines = [*describe(preview, previewed), activations_of(previewed, layers, card)]
+        previewed = emulate(previewed, layers, card)
+        text = "\n".join(line for line in lines if line)
         return io.NodeOutput(previewed, text, ui={"text": (text,)})
 
 
-def _preview(plan: Plan, role: str, format_name: str, budget: int) -> Preview:
+def _preview(plan: Plan, role: str, output: Output, budget: int) -> Preview:
     try:
         stop = comfy.model_management.processing_interrupted
-        return Preview(plan, role, format_name=format_name, budget=budget, should_stop=stop)
+        return Preview(plan, role, output=output, budget=budget, should_stop=stop)
     except BaseException:
         plan.__exit__()
         raise
@@ -139,7 +154,7 @@ def describe(preview: Preview, model) -> list[str]:
         lines = [f"nothing is merged: no LoRA changes {name}; the MODEL is the base as it is"]
         return lines + [f"note: {notice}" for notice in preview.plan.notices]
     head = (f"{len(preview.keys)} of {len(preview.expert.specs)} tensors{'' if role == 'model' else f' of {role}'} are merged with "
-            f"{loras} LoRA{'s' * (loras != 1)} when ComfyUI loads the model, rounded as {preview.format_name}")
+            f"{loras} LoRA{'s' * (loras != 1)} when ComfyUI loads the model, rounded as {preview.output.label}")
     lines = [head + (f"; {now} are merged already" if now else "")]
     if model.load_device.type == "cpu":
         lines.append("on the processor it needs twice the model's memory: base and merged")

@@ -1,11 +1,10 @@
 """The node that says in which format the merged model is saved; chained, several formats come from one reading."""
-import comfy.model_management
 import comfy.model_patcher
 from comfy_api.latest import io
 
 from ..engine.bases.roles import Role
 from ..engine.errors import RecipeError
-from ..quant.formats import FORMATS, QUANTIZED
+from ..quant.formats import FORMATS
 from . import sockets
 from .bakeable import told
 from .handles import Job, Output
@@ -13,12 +12,12 @@ from .model_handle import AS_INTENDED, AS_SAMPLED, ModelDit
 from .model_role import model_name, role_of_model
 from .model_source import open_model
 from .preview_adapter import preview_of
+from .quantize_output import asked, check_once, describe, more_inputs
 
 FIRST = next(iter(FORMATS))                        # what most people want, offered first
 ACTIVATIONS = {"fast, uncalibrated": "fast_uncalibrated", "16-bit": "16-bit"}
 ALL = "all"
 EXPERTS = (ALL, "high_noise", "low_noise")
-UNCALIBRATED = "uncalibrated: the error of small activations is unknown, harmless above rms 0.03, 6 % at 0.01"
 
 
 class Wan22Quantize(io.ComfyNode):
@@ -37,13 +36,17 @@ class Wan22Quantize(io.ComfyNode):
                                            "other nodes are on it."),
                 io.Combo.Input(
                     "format", options=list(FORMATS), default=FIRST,
-                    tooltip="float8_e4m3fn: half the size of bf16, fast on RTX 40 and newer. bf16: a master, rounded once. fp16: "
-                            "for cards without bf16. fp32: for merging further."),
+                    tooltip="RTX 50: nvfp4 (a quarter of bf16, fastest), mxfp8 (half, no calibration). RTX 40: float8_e4m3fn. RTX "
+                            "20 and 30: int8_tensorwise (half, a third of FP8's error; runs everywhere), asym_w4a8_int8 (a "
+                            "quarter, less error than nvfp4). convrot_w4a4: a quarter, fast on RTX 20 to 40, most error. "
+                            "float8_e5m2: small, never fast. bf16: a master, rounded once. fp16: for cards without bf16. fp32: for "
+                            "merging further."),
                 io.Combo.Input(
                     "activations", options=list(ACTIVATIONS), default=next(iter(ACTIVATIONS)),
-                    tooltip="For float8 only. fast: multiplies in FP8, with an input scale of 1 while uncalibrated; the error of "
-                            "small activations is then unknown: harmless above an rms of 0.03, 6 % at 0.01. 16-bit: multiplies in "
-                            "16 bit; the file is as small, but not faster."),
+                    tooltip="Of quantized layers without an input scale. fast: float8_e4m3fn multiplies in FP8 with an input scale "
+                            "of 1, where the error of small activations is unknown: harmless above an rms of 0.03, 6 % at 0.01; "
+                            "nvfp4, mxfp8 and int8 measure each input. 16-bit: multiplies in 16 bit; as small, not faster; int8 "
+                            "formats multiply in int8 all the same."),
                 io.Combo.Input("experts", options=list(EXPERTS), default=ALL,
                                tooltip="Which experts get this format. all: every one that is loaded. A MODEL is the expert that "
                                        "its file's metadata, name or folder tell; where they tell nothing, name it here: both "
@@ -53,6 +56,7 @@ class Wan22Quantize(io.ComfyNode):
                 io.Combo.Input("unsampled", options=[AS_SAMPLED, AS_INTENDED], default=AS_SAMPLED, advanced=True, optional=True,
                                tooltip="For a MODEL: ComfyUI takes patches of the blocks' modulation, but does not apply them when "
                                        "it samples. as sampled: nor are they saved. as intended: they are."),
+                *more_inputs(),
             ],
             outputs=[
                 sockets.Job.Output(display_name="job", tooltip="For Save Model, or for more of the next Quantize."),
@@ -63,7 +67,7 @@ class Wan22Quantize(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, format, activations, experts, more=None, unsampled=AS_SAMPLED) -> io.NodeOutput:
+    def execute(cls, model, format, activations, experts, more=None, unsampled=AS_SAMPLED, plan=None, scales=None, **settings):
         model, role, lines = taken(model, unsampled, experts)
         if role is not None and experts not in {ALL, role}:
             raise RecipeError(f"quantize: experts is {experts}, but the MODEL is a preview of {role}; choose {ALL}")
@@ -71,10 +75,11 @@ class Wan22Quantize(io.ComfyNode):
         if more is not None and more.dit != model:
             raise RecipeError("quantize: more comes from another model or merge, or names another expert of it; chain only "
                               "Quantize nodes with the same dit or MODEL, and for a MODEL the same experts")
-        output, earlier = Output(format, ACTIVATIONS[activations], chosen_roles(model, experts)), more.outputs if more else ()
+        roles, earlier = chosen_roles(model, experts), more.outputs if more else ()
+        output = asked(model, Output(format, ACTIVATIONS[activations], roles), {"plan": plan, "scales": scales}, settings)
         check_once(output, earlier)
         outputs = (*earlier, output)
-        estimate = "\n".join([*(describe(output) for output in outputs), *lines])
+        estimate = "\n".join([*(told for output in outputs for told in describe(model, output)), *lines])
         return io.NodeOutput(Job(model, outputs), estimate, ui={"text": (estimate,)})
 
 
@@ -106,22 +111,3 @@ def chosen_roles(dit, experts: str) -> tuple[str, ...]:
     if experts != ALL and experts not in dit.roles:
         raise RecipeError(f"experts is {experts}, but loaded is {' and '.join(dit.roles).replace('model', 'one file')}; choose all")
     return dit.roles if experts == ALL else (experts,)
-
-
-def check_once(output: Output, earlier: tuple[Output, ...]) -> None:
-    """Raise RecipeError when a Quantize before asks for the same format of the same expert."""
-    for role in output.experts:
-        if any(role in other.experts and other.format == output.format for other in earlier):
-            whose = "" if role == "model" else f" of {role}"
-            raise RecipeError(f"quantize: {output.format}{whose} is asked for twice, here and by more; change format or experts")
-
-
-def describe(output: Output) -> str:
-    """One format in words: experts, what happens to activations, whether this machine multiplies in it."""
-    name = output.format if output.experts == ("model",) else f"{output.format} for {' and '.join(output.experts)}"
-    if output.format not in QUANTIZED:
-        return name
-    if output.activations == "16-bit":
-        return f"{name}, 16-bit activations: smaller, not faster"
-    card = "native on this machine" if comfy.model_management.supports_fp8_compute() else "emulated on this machine"
-    return f"{name}, fast, {card}; {UNCALIBRATED}"

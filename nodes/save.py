@@ -9,15 +9,17 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from server import PromptServer
 
 from ..engine.jobs import job as jobs
+from ..engine.jobs.order import AUTO, ORDERS
 from ..engine.jobs.plan import plan_recipe
 from ..engine.jobs.run import run
 from . import freshness, paths, sockets
 from .handles import Files
 from .judge import finite
+from .loaded_check import answered
 from .model_source import bake_lines, sources_of
 from .progress import device_for, stoppable, watched
 from .recipes import recipe_of, reports_folder
-from .save_text import headers, leftover_lines, plan_lines, result_lines, saved_files, table
+from .save_text import headers, leftover_lines, plan_lines, result_lines, saved_files, table, volume_lines
 from .widgets import check_filled
 
 CUSTOM = "custom"
@@ -54,22 +56,23 @@ class Wan22SaveModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, job, title, version, name, custom_name, folder, subfolder, on_exists, metadata, lora_names, plan_only,
-                device) -> io.NodeOutput:
+                device, order=AUTO, after_save=False) -> io.NodeOutput:  # noqa: FBT002 - ComfyUI gives it by name
         check_filled("save model: title", title)
         if name == CUSTOM:
             check_filled("save model: custom_name", custom_name)
         target, reports = paths.save_folder(folder, subfolder), Path(reports_folder())
         save = {"folder": target, "name": custom_name if name == CUSTOM else name, "metadata": metadata, "lora_names": lora_names,
-                "on_exists": on_exists}
+                "on_exists": on_exists, "order": order}
         recipe = recipe_of(job.dit, job.outputs, title=title, title_version=version, save=save, device=device_for(device))
         models = sources_of(job.dit)
         with stoppable() as wish, plan_recipe(recipe, reports, check_space=not plan_only, should_stop=wish, sources=models) as plan:
             rows, header = plan.rows(), headers(plan)
-            told = {"wan22_table": (table(rows),)}
+            told, volumes = {"wan22_table": (table(rows),)}, plan.volumes()
             if plan_only:
-                told["text"] = ("\n".join([*plan_lines(rows, plan.notices), *leftover_lines(target)]),)
+                lines = [*volume_lines(volumes, plan.order), *plan_lines(plan.notices), *leftover_lines(target)]
+                told["text"] = ("\n".join(lines),)
                 nothing = ExecutionBlocker(None)
-                planned = json.dumps({"plan": rows, "notices": plan.notices})
+                planned = json.dumps({"plan": rows, "volumes": volumes, "order": plan.order, "notices": plan.notices})
                 return io.NodeOutput(nothing, nothing, nothing, header, planned, ui=told)
             os.makedirs(target, exist_ok=True)
             kind, stopped = plan.device.torch_device.type, STOPPED_MODEL if models else STOPPED
@@ -78,7 +81,8 @@ class Wan22SaveModel(io.ComfyNode):
         report = finite(report)
         files = saved_files(report)
         freshness.remember(cls.hidden.unique_id, [file.path for file in files])
-        told["text"] = ("\n".join([*result_lines(report), *bake_lines(models), *leftover_lines(target)]),)
+        checked = answered(job.dit, files, device_for(device)) if after_save else []
+        told["text"] = ("\n".join([*result_lines(report), *checked, *bake_lines(models), *leftover_lines(target)]),)
         PromptServer.instance.send_sync(SAVED, {"files": [file.name for file in files], "folder": folder})
         high, low = (next((file.path for file in files if file.role in roles), "")
                      for roles in (("high_noise", "model"), ("low_noise",)))
@@ -120,4 +124,10 @@ def _widgets() -> list[io.Input]:
         io.Boolean.Input("plan_only", default=False, tooltip="Write nothing: show files, bytes, time, memory and free space."),
         io.Combo.Input("device", options=["auto", "cpu"], default="auto", advanced=True,
                        tooltip="auto: the graphics card if it passes a self-test, else the processor. cpu: never the card."),
+        io.Combo.Input("order", options=[AUTO, *ORDERS], default=AUTO, optional=True, advanced=True,
+                       tooltip="How often each base is read. all at once, expert by expert: once, for all its files. file by file: "
+                               "once per file, with the least room on the disk. auto: the first that fits."),
+        io.Boolean.Input("after_save", default=False, optional=True, advanced=True,
+                         tooltip="Load each finished file as Load Diffusion Model does, ask it once at a high and once at a low "
+                                 "sigma, and compare it with the merge in full precision. Needs memory for both."),
     ]

@@ -3,9 +3,10 @@ import json
 import os
 
 from ..engine.jobs.job import Leftover, find_leftovers
-from ..engine.terminal import shortage
+from ..engine.terminal import quality_lines, volume_lines
 from .handles import SavedFile
 
+__all__ = ["headers", "leftover_lines", "plan_lines", "result_lines", "saved_files", "table", "volume_lines"]
 COLUMNS = ("expert", "format", "size", "state", "time", "memory", "free", "file")
 
 
@@ -17,9 +18,9 @@ def table(rows: list[dict]) -> dict:
     return {"head": list(COLUMNS[first:]), "rows": [row[first:] for row in told]}
 
 
-def plan_lines(rows: list[dict], notices: list[str]) -> list[str]:
-    """What plan_only says below its table: whether the files fit on the disk first of all."""
-    return [*shortage(rows), *(f"note: {notice}" for notice in notices), "plan only: nothing was written"]
+def plan_lines(notices: list[str]) -> list[str]:
+    """What plan_only says at the end."""
+    return [*(f"note: {notice}" for notice in notices), "plan only: nothing was written"]
 
 
 def headers(plan) -> str:
@@ -46,6 +47,7 @@ def result_lines(report: dict) -> list[str]:
         for output in expert["outputs"]:
             how = "already up to date" if output.get("up_to_date") else "resumed and written" if output["resumed"] else "written"
             lines.append(f"{output['file']}: {how}, {size(output['bytes'])}, error {output['error']:.2%}")
+            lines += [f"  {line}" for line in quality_lines(output)]
     return lines + [f"note: {notice}" for notice in report["notices"]]
 
 

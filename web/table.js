@@ -13,11 +13,12 @@ export function drawText(lines) {
   return `<pre>${escapeText(lines.join("\n"))}</pre>`;
 }
 
-/** What an output message of one of our nodes shows: meter, conflicts, table, text, in this order; null for each that it has not. */
+/** What an output message of one of our nodes shows: meter, conflicts, plan, table, text, in this order; null for each that it has not. */
 export function parts(message) {
   return {
     report: message?.wan22_report?.[0] ?? null,
     conflicts: message?.wan22_conflicts?.[0] ?? null,
+    plan: message?.wan22_plan?.[0] ?? null,
     table: message?.wan22_table?.[0] ?? null,
     text: message?.text?.length ? [message.text].flat() : null,
   };

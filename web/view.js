@@ -1,6 +1,7 @@
 /** The one DOM widget of our nodes: shows what a run told, in the classic canvas and in Nodes 2.0. */
 import { drawConflicts } from "./conflicts.js";
 import { drawReport } from "./meter.js";
+import { drawPlan } from "./plan.js";
 import { drawTable, drawText, parts } from "./table.js";
 
 const NAME = "wan22_view";
@@ -52,11 +53,11 @@ function fit(node, element, content) {
 
 /** Show the output message of a run on its node, in place of the progress line that the page put there. */
 export function show(node, message) {
-  const { report, conflicts, table, text } = parts(message);
-  if (!report && !conflicts && !table && !text) return;
+  const { report, conflicts, plan, table, text } = parts(message);
+  if (!report && !conflicts && !plan && !table && !text) return;
   const progress = node.widgets?.find(({ name }) => name === PROGRESS);
   if (progress) node.removeWidget(progress);
   const lines = text && !report && !conflicts ? drawText(text) : ""; // a report says it all; its text is for the history
-  const drawn = (report ? drawReport(report) : "") + (conflicts ? drawConflicts(conflicts) : "");
+  const drawn = (report ? drawReport(report) : "") + (conflicts ? drawConflicts(conflicts) : "") + (plan ? drawPlan(plan) : "");
   viewOf(node).element.firstChild.innerHTML = drawn + (table ? drawTable(table) : "") + lines;
 }

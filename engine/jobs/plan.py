@@ -130,6 +130,11 @@ def _check_experts(plan: Plan) -> None:
     for expert in plan.experts:
         if expert.source.lossy and expert.contributions and not expert.source.formats:
             plan.notices.append(f"{expert.source.name}: a lossy source ({expert.source.lossy}); a small LoRA may not survive in it")
+        moved = set(expert.source.moved) & set(expert.source.formats)
+        if moved:                                  # its weights as they were before are not there any more
+            plan.notices.append(f"{expert.source.name}: {len(moved)} weights were changed that were quantized already "
+                                f"({expert.source.lossy}); what of that is kept cannot be measured here: in their own format they "
+                                "are rounded stochastically; the bf16 or fp16 file of this model loses nothing")
         said = metadata.config_notice(expert.source.metadata)
         plan.notices += [f"{expert.source.name}: {said}"] if said else []
         for word, count in expert.source.left_out.items():

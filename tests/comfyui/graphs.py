@@ -27,6 +27,27 @@ def quantize(dit: list, format_name: str = "float8_e4m3fn", **changes) -> dict:
     return node("Wan22Quantize", **(defaults | changes))
 
 
+def precision_plan(dit: list, source: str = "preset", **changes) -> dict:
+    """Precision Plan with its defaults, for a card that does not depend on this machine."""
+    nothing = dict.fromkeys(("gguf_high", "gguf_low", "plan_file", "sensitivity_high", "sensitivity_low", "full_precision_high",
+                             "full_precision_low"), "(none)")
+    switches = dict.fromkeys(("keep_edge_blocks", "min_ffn_fp8", "min_ffn2_16bit", "cross_attn_qkvo", "cross_attn_kv",
+                              "self_attn_qkvo", "ffn_up", "ffn_down", "promote"), False)
+    texts = dict.fromkeys(("exclude", "include", "full_precision_layers", "title", "save_as"), "")
+    return node("Wan22PrecisionPlan", **({
+        "dit": dit, "source": source, "preset": "balanced", "hardware": "blackwell", "budget_gb": 11.0, "card": "rtx50",
+        "minimum_fast": 0.0, "format": "nvfp4", "gguf_nvfp4_max_bitdepth": 5, "use_fp8": True, "kept_dtype": "auto",
+        "sensitivity_threshold": 0.1, "sensitivity_action": "keep", "promote_below": 1.0,
+        **nothing, **switches, **texts} | changes))
+
+
+def input_scales(dit: list, source: str = "scales summary", **changes) -> dict:
+    """Input Scales with its defaults."""
+    nothing = dict.fromkeys(("summary_high", "summary_low", "file_high", "file_low"), "(none)")
+    return node("Wan22InputScales", **({"dit": dit, "source": source, "percentile": 100.0, "multiplier": 2.0, "amax": 100.0,
+                                        "share": True, **nothing} | changes))
+
+
 def save(job: list, **changes) -> dict:
     """Save Model with its defaults."""
     return node("Wan22SaveModel", **({

@@ -14,20 +14,37 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE))
 runpy.run_path(str(HERE.parent / "conftest.py"))   # makes the checkout importable as wan22_master
-from browser import FIT, load, opened, run  # noqa: E402
+from browser import ENDED, FIT, load, opened, run  # noqa: E402
 from comfy_server import PACK, Server  # noqa: E402
-from graphs import CLIP, INJECT, LOAD, LORA_1, LORA_2, METER, QUANTIZE, SAVE, VAE, main_job, node, single_job, text_to_video  # noqa: E402
+from graphs import (  # noqa: E402
+    CLIP,
+    INJECT,
+    LOAD,
+    LORA_1,
+    LORA_2,
+    METER,
+    QUANTIZE,
+    SAVE,
+    VAE,
+    input_scales,
+    main_job,
+    node,
+    precision_plan,
+    quantize,
+    single_job,
+    text_to_video,
+)
 from tiny_models import write_models  # noqa: E402
 
 TARGET = PACK / "example_workflows"
 # node id -> x, y, width; heights follow from what a node tells after a run
 PLACES = {LOAD: (0, 0, 420), LORA_1: (0, 330, 420), LORA_2: (0, 800, 420), INJECT: (480, 0, 420), METER: (960, 0, 460),
-          QUANTIZE: (1480, 0, 440), "8": (960, 640, 420), "9": (1480, 0, 380), SAVE: (1480, 330, 440)}
-BELOW = 1290                                       # where the sampling row begins
+          QUANTIZE: (1480, 0, 440), "8": (960, 640, 420), "9": (1480, 0, 380), SAVE: (1480, 500, 440)}
 SAMPLING = {"20": (0, 0, 300), "21": (0, 230, 300), "22": (340, 0, 300), "23": (340, 230, 300),
             "32": (0, 470, 300), "33": (0, 650, 300), "24": (340, 370, 300), "34": (340, 560, 300), "25": (680, 0, 280),
             "26": (1000, 0, 300), "27": (1340, 0, 300), "35": (1680, 0, 260), "36": (1680, 100, 260), "37": (1680, 240, 260)}
-SAMPLING = {place: (x, y + BELOW, width) for place, (x, y, width) in SAMPLING.items()}
+TALL = {"21": 170, "32": 330, "33": 330}           # how much lower these are where models come from Merge Preview
+START, START_BY_A_PLAN = (0, 1290), (1480, 1000)   # of the sampling row
 LAY_OUT = """([places, note]) => { const graph = window.app.graph;
     for (const node of graph._nodes) { const [x, y, width] = places[node.id] ?? [0, 0, 300];
         node.pos = [x, y]; node.setSize([width, node.computeSize()[1]]);
@@ -38,6 +55,21 @@ LAY_OUT = """([places, note]) => { const graph = window.app.graph;
 SAVED = [node("Wan22LoadSaved", files=[SAVE, 0], expert=role, format="any") for role in ("high_noise", "low_noise")]
 PREVIEWS = [node("Wan22MergePreview", dit=[INJECT, 0], expert=role, saved_as="bf16", cache_gb=4.0, approximate=False, device="auto")
             for role in ("high_noise", "low_noise")]
+
+
+PLAN, SCALES = "10", "11"
+WIDE = {PLAN: (960, 0, 460), SCALES: (1480, 0, 440), QUANTIZE: (1480, 440, 440), SAVE: (1980, 0, 480)}   # where a plan is
+ONLY = """(id) => { window.seen.length = 0; window.app.queuePrompt(0, 1, [id]); }"""
+
+
+def plan_job() -> dict:
+    """A mix of formats by a plan, with input scales, saved and sampled."""
+    graph = main_job() | text_to_video(*SAVED)
+    graph[INJECT]["inputs"]["stack"] = [LORA_1, 0]
+    graph[PLAN] = precision_plan([INJECT, 0], card="this machine")
+    graph[SCALES] = input_scales([INJECT, 0], "constant")
+    graph[QUANTIZE] = quantize([INJECT, 0], "nvfp4", plan=[PLAN, 0], scales=[SCALES, 0])
+    return {place: each for place, each in graph.items() if place not in {LORA_2, METER}}
 
 
 def preview_job() -> dict:
@@ -65,7 +97,18 @@ EXAMPLES = {
         "**Sample a merge before a byte is written.** Merge Preview gives each expert as a MODEL with the very weights that Save "
         "would write in BF16; LoRA Analysis tells which LoRAs fight, Split Step at which step the experts change. Like it? Connect "
         "Inject to Quantize and Save Model.")),
+    "nvfp4_by_plan": (plan_job(), (
+        "**NVFP4 for RTX 50, with 8 bit where it matters.** Precision Plan says which layer gets which format, and why; other "
+        "cards and size budgets are choices of the same node. Input Scales gives one safe number to all layers; with a "
+        "calibration, choose its summary instead. Then Quantize, Save and sampling of the saved files.")),
 }
+
+
+def sampling_places(graph: dict) -> dict[str, tuple[int, int, int]]:
+    """Where the nodes that sample stand in one example."""
+    right, down = START_BY_A_PLAN if PLAN in graph else START
+    lower = TALL if any(each["class_type"] == "Wan22MergePreview" for each in graph.values()) else {}
+    return {place: (x + right, y + down + lower.get(place, 0), width) for place, (x, y, width) in SAMPLING.items()}
 
 
 def main() -> None:
@@ -78,15 +121,20 @@ def main() -> None:
         with opened(server, "classic", (1700, 1050)) as page:
             for name, (graph, note) in EXAMPLES.items():
                 load(page, graph)
-                saved = json.loads(page.evaluate(LAY_OUT, [{**PLACES, **SAMPLING}, note]))
+                places = {**PLACES, **sampling_places(graph), **(WIDE if PLAN in graph else {})}
+                saved = json.loads(page.evaluate(LAY_OUT, [places, note]))
                 saved["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, name))
                 path = TARGET / f"{name}.json"
                 path.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
                 load(page, path)
                 large = "37" in graph
                 page.set_viewport_size({"width": 2300, "height": 1800} if large else {"width": 1700, "height": 1050})
-                if not large:
+                if PLAN in graph:
+                    page.evaluate(ONLY, SAVE)      # what samples needs a text encoder
+                    page.wait_for_function(ENDED, timeout=120_000)
+                elif not large:
                     run(page)
+                if PLAN in graph or not large:
                     page.wait_for_timeout(9000)    # until the toast is gone
                 page.evaluate(FIT)
                 page.wait_for_timeout(1000)

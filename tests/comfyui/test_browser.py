@@ -7,9 +7,10 @@ import json
 import pytest
 from browser import CHROMIUM, RENDERINGS, load, opened, run
 from comfy_server import PACK
-from graphs import HIGH, LIGHTNING, LOAD, METER, SAVE, main_job
+from graphs import HIGH, LIGHTNING, LOAD, METER, QUANTIZE, SAVE, main_job, precision_plan
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+PLAN = "10"
 EXAMPLES = sorted((PACK / "example_workflows").glob("*.json"))
 VIEW = """(id) => { const node = window.app.graph.getNodeById(Number(id));
     const element = node.widgets.find(({ name }) => name === 'wan22_view')?.element;
@@ -66,6 +67,24 @@ def test_results_are_there_again_when_the_workflow_is_opened_once_more(page, cle
     load(page, main_job())
     meter = page.evaluate(VIEW, METER)
     assert meter["svgs"] == 2 and meter["shown"] and page.locator(".wan22-view[old]").count() == 0
+
+
+def test_a_precision_plan_is_drawn_block_by_block(page, clean, tmp_path_factory):
+    graph = main_job(plan_only=True)
+    graph[PLAN] = precision_plan([METER, 0], full_precision_layers="blocks.3.ffn.0")
+    graph[QUANTIZE]["inputs"]["plan"] = [PLAN, 0]
+    load(page, graph)
+    assert run(page) == "execution_success"
+    picture(page, tmp_path_factory, "plan")
+    drawn = page.evaluate(VIEW, PLAN)
+    assert drawn["shown"] and drawn["svgs"] == 2 and not drawn["scrolls"]
+    swatches = 2 + 1                               # nvfp4, mxfp8, and the stripes of products in 16 bit
+    assert drawn["cells"] == 2 * (40 * 10 + swatches)
+    assert all("238 layers" in label and "162 layers" in label for label in drawn["labels"])
+    assert "RTX 50: 59 % FP4, 40 % FP8" in drawn["text"] and drawn["height"] < drawn["node"] * drawn["scale"]
+    assert "nvfp4_balanced-blackwell" in page.evaluate(VIEW, QUANTIZE)["text"]
+    saved = page.evaluate(VIEW, SAVE)
+    assert "GB at the peak" in saved["text"] and "plan only" in saved["text"] and page.errors == []
 
 
 def test_an_error_of_ours_reaches_the_page_in_words(page, clean):

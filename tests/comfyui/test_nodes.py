@@ -17,21 +17,29 @@ INPUTS = {
                                "adaptive_share_floor adaptive_share_ceiling adaptive_share_over_mean adaptive_new_over_mean "
                                "adaptive_limit_new adaptive_limit_refine",
     "Wan22StabilityMeter": "dit experts on_volatile stable_below volatile_above top_k",
-    "Wan22Quantize": "model format activations experts more unsampled",
-    "Wan22SaveModel": "job title version name custom_name folder subfolder on_exists metadata lora_names plan_only device",
-    "Wan22LoadSaved": "files expert format",
+    "Wan22Quantize": "model format activations experts more unsampled plan scales search int8_scaling kept_dtype rounding suffix",
+    "Wan22SaveModel": "job title version name custom_name folder subfolder on_exists metadata lora_names plan_only device order "
+                      "after_save",
+    "Wan22LoadSaved": "files expert format activations",
     "Wan22LoraList": "loras missing_half stack",
     "Wan22ImportLoraStack": "lora_stack side missing_half stack",
     "Wan22MergeCheckpoints": "a b method strength_high strength_low density drop_seed blocks c",
     "Wan22RecipeLoad": "recipe text text_low without search_hashes dit",
     "Wan22RecipeSave": "recipe name on_exists hashes dit",
     "Wan22LoraAnalysis": "dit experts",
-    "Wan22MergePreview": "dit expert saved_as cache_gb approximate device model",
+    "Wan22MergePreview": "dit expert saved_as cache_gb approximate device model plan job activations",
     "Wan22SplitStep": "steps shift task boundary scheduler dit model sigmas",
     "Wan22LoraConvert": "lora lora_low to halves name on_exists on_refused",
     "Wan22LoraMerge": "stack global_factor method rank energy dtype name on_exists on_refused",
     "Wan22LoraExtract": "tuned base rank energy layers vectors dtype name on_exists seed",
     "Wan22LoraGated": "dit dtype name on_exists",
+    "Wan22PrecisionPlan": "dit source preset hardware budget_gb card minimum_fast format gguf_high gguf_low "
+                          "gguf_nvfp4_max_bitdepth use_fp8 plan_file keep_edge_blocks kept_dtype exclude include min_ffn_fp8 "
+                          "min_ffn2_16bit sensitivity_high sensitivity_low sensitivity_threshold sensitivity_action "
+                          "full_precision_high full_precision_low full_precision_layers cross_attn_qkvo cross_attn_kv "
+                          "self_attn_qkvo ffn_up ffn_down promote promote_below title save_as",
+    "Wan22InputScales": "dit source summary_high summary_low percentile multiplier file_high file_low amax share",
+    "Wan22Inspect": "file files",
 }
 OUTPUTS = {
     "Wan22LoadDualDiT": "W22_DIT STRING",
@@ -53,6 +61,9 @@ OUTPUTS = {
     "Wan22LoraMerge": "STRING STRING STRING",
     "Wan22LoraExtract": "STRING STRING STRING",
     "Wan22LoraGated": "STRING STRING",
+    "Wan22PrecisionPlan": "W22_PLAN STRING",
+    "Wan22InputScales": "W22_SCALES STRING",
+    "Wan22Inspect": "STRING STRING",
 }
 
 
@@ -74,6 +85,14 @@ def test_an_example_holds_exactly_the_inputs_of_today(example):
     for node in nodes:
         widgets = [each["name"] for each in node["inputs"] if "widget" in each]
         assert list(node.get("widgets_values_named", {})) == widgets and len(node.get("widgets_values", [])) == len(widgets)
+
+
+def test_what_grew_on_a_node_is_optional_so_that_a_workflow_of_before_still_runs(comfy):
+    listed = ours(comfy)
+    grown = {"Wan22Quantize": 6, "Wan22SaveModel": 12, "Wan22LoadSaved": 3, "Wan22MergePreview": 7}
+    for name, before in grown.items():
+        optional = listed[name]["input_order"]["optional"]
+        assert set(INPUTS[name].split()[before:]) <= set(optional), name
 
 
 def test_every_input_and_output_has_a_tooltip_and_every_node_words_to_find_it_by(comfy):

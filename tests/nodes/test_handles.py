@@ -1,16 +1,21 @@
+import json
 import pickle
 from dataclasses import replace
 
 import pytest
 from wan22_master.engine.recipes.recipe import parse
-from wan22_master.nodes.handles import Dit, Files, Job, Lora, LoraStack, MergePass, Output, Recipe, SavedFile
+from wan22_master.nodes.handles import Dit, Files, Job, Lora, LoraStack, MergePass, Output, Plan, Recipe, SavedFile, Scales
 
 LORA = Lora("/models/loras/a_high.safetensors", "/models/loras/a_low.safetensors", 1.0, 0.5)
 HIGH_ONLY = Lora("/models/loras/b.safetensors", None, 0.3, 1.0, "classic")
 PASS = MergePass("Pass 1", "auto", 1.0, False, (("novelty", 1.5),), (LORA, HIGH_ONLY))
 DIT = Dit((("high_noise", "/models/h.safetensors"), ("low_noise", "/models/l.safetensors")), "Wan 2.2 T2V 14B", passes=(PASS,))
 FILES = Files((SavedFile("model", "/models/m.safetensors", "bf16", 1, 2),))
-HANDLES = [LoraStack((LORA,)), Recipe((PASS,)), DIT, Job(DIT, (Output("bf16", "16-bit", ("low_noise",)),)), FILES]
+WISH = {"layers": {"low_noise": {"blocks.0.ffn.2": "keep"}}, "kept_dtype": "fp16", "suffix": "mine"}
+NARROW = Output("nvfp4", "16-bit", ("low_noise",), json.dumps(WISH))
+SCALES = Scales(json.dumps({"low_noise": {f"blocks.{block}.ffn.2": 70.0 for block in range(40)}}))
+HANDLES = [Plan("balanced", '{"version": 1}'), SCALES, Job(DIT, (NARROW,) * 3),
+           LoraStack((LORA,)), Recipe((PASS,)), DIT, Job(DIT, (Output("bf16", "16-bit", ("low_noise",)),)), FILES]
 
 
 @pytest.mark.parametrize("handle", HANDLES, ids=lambda handle: type(handle).__name__)
@@ -47,3 +52,15 @@ def test_what_handles_say_is_a_recipe_that_the_engine_accepts():
              "outputs": [Output("float8_e4m3fn", "fast_uncalibrated", DIT.roles).as_json()]}
     recipe = parse(asked)
     assert recipe.passes[0].loras[1].method == "classic" and recipe.outputs[0].experts == DIT.roles
+
+
+def test_an_output_says_all_that_quantize_was_asked_for():
+    found = parse({"version": 1, "title": "t", "experts": dict(DIT.experts), "outputs": [NARROW.as_json()]}).outputs[0]
+    assert (found.format, found.activations, found.experts) == ("nvfp4", "16-bit", ("low_noise",))
+    assert found.layers == WISH["layers"] and (found.kept_dtype, found.label) == ("fp16", "nvfp4_mine")
+    assert found.forms("low_noise").layers == WISH["layers"]["low_noise"]
+
+
+def test_what_comfyui_prints_of_plan_scales_and_output_names_counts_not_contents():
+    told = [repr(each) for each in (HANDLES[0], SCALES, NARROW)]
+    assert told == ["Plan(balanced)", "Scales(40 layers of low_noise)", "Output(nvfp4 for low_noise)"]

@@ -1,5 +1,5 @@
 import pytest
-from wan22_master.nodes.save_text import duration, leftover_lines, plan_lines, result_lines, size, table
+from wan22_master.nodes.save_text import duration, leftover_lines, plan_lines, result_lines, size, table, volume_lines
 
 ROW = {"expert": "high_noise", "format": "bf16", "bytes": 28_600_000_000, "state": "new", "seconds": 95.0,
        "memory_bytes": 1_200_000_000, "file": "mix.safetensors", "needed_bytes": 28_600_000_000, "free_bytes": 40_000_000_000}
@@ -23,10 +23,13 @@ def test_sizes_and_times_are_told_in_words():
     assert [size(1_000_000), size(10**8), duration(3.4), duration(60)] == ["1.0 MB", "0.10 GB", "3 s", "1:00 min"]
 
 
-def test_a_plan_says_first_that_it_does_not_fit_and_nothing_when_it_does():
-    assert plan_lines([ROW], ["n"]) == ["note: n", "plan only: nothing was written"]
-    first = plan_lines([ROW, ROW], [])[0]
+def test_a_plan_says_first_that_it_does_not_fit_and_nothing_of_that_when_it_does():
+    assert plan_lines(["n"]) == ["note: n", "plan only: nothing was written"]
+    volume = {"volume": "/models", "needed_bytes": 40_000_000_000, "peak_bytes": 57_200_000_000, "free_bytes": 40_000_000_000}
+    first, second = volume_lines([volume], "all at once")
     assert first.startswith("does not fit: 57.20 GB are needed, 40.00 GB are free")
+    assert second == "/models: 40.00 GB more in the end, 57.20 GB at the peak, 40.00 GB free; order: all at once"
+    assert volume_lines([{**volume, "peak_bytes": 1}], "all at once") == [second.replace("57.20", "0.00")]
 
 
 def test_an_unreadable_job_is_listed_with_its_problem_and_breaks_nothing(tmp_path):

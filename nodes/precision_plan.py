@@ -1,0 +1,66 @@
+"""The node that decides which layer gets which format, says why, and draws it."""
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from comfy_api.latest import io
+
+from ..engine.jobs.plan import plan_recipe
+from ..engine.jobs.solve import solve
+from ..engine.plans.plan import PrecisionPlan, counts
+from . import plan_files, sockets
+from . import precision_plan_widgets as widgets
+from .handles import Plan
+from .plan_text import picture, table
+from .progress import device_for, stoppable, watched
+from .recipes import recipe_of, reports_folder
+
+MIXED = "mixed"
+
+
+class Wan22PrecisionPlan(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Wan22PrecisionPlan",
+            display_name="Precision Plan (Wan 2.2)",
+            category="Wan 2.2 Master/4 quantize",
+            description="Which layer gets which format, and why: from a preset, a size budget, a GGUF, patterns and lists. Shows "
+                        "the bytes of each expert, a picture of its blocks, and which share of the work runs in FP4, FP8, INT8 "
+                        "or 16 bit on each class of card. Reads weights only for a budget or for promote, 256 rows a layer.",
+            search_aliases=["mixed precision", "layer precision", "nvfp4 mixed", "gguf map", "size budget", "w4a16", "plan"],
+            inputs=[sockets.Dit.Input("dit", tooltip="The model, with or without LoRAs. A budget and promote look at the merge."),
+                    *widgets.inputs()],
+            outputs=[sockets.Plan.Output(display_name="plan", tooltip="For Quantize, or for Merge Preview."),
+                     io.String.Output(display_name="table", tooltip="Every layer with its format and the reason.")],
+            hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **asked):
+        names = [asked.get(name) for name in ("plan_file", "sensitivity_high", "sensitivity_low", "full_precision_high",
+                                              "full_precision_low", "gguf_high", "gguf_low")]
+        return plan_files.states([name for name in names if isinstance(name, str)])
+
+    @classmethod
+    def execute(cls, dit, **asked) -> io.NodeOutput:
+        request = widgets.request_of(dit.roles, asked)
+        reports = Path(reports_folder())
+        with (stoppable() as wish, plan_recipe(recipe_of(dit, device=device_for("auto")), reports, should_stop=wish) as plan,
+              watched(cls.hidden.unique_id, plan.device.torch_device.type) as watch):
+            solved = solve(plan, request, reports=reports, should_stop=watch.should_stop, on_progress=watch.on_progress)
+            solved = replace(solved, plan=replace(solved.plan, title=title_of(solved.plan, asked)))
+            drawn = picture(plan.experts, solved)
+        if asked["save_as"].strip():
+            solved.plan.save(plan_files.target(asked["save_as"]))
+        told = [*(f"note: {notice}" for notice in solved.plan.notices)]
+        text = "\n".join([*table(solved), *told])
+        shown = {"wan22_plan": (drawn,), "text": ("\n".join(told),) if told else ()}
+        return io.NodeOutput(Plan(solved.plan.title, json.dumps(solved.plan.to_json())), text, ui=shown)
+
+
+def title_of(plan: PrecisionPlan, asked: dict) -> str:
+    """As the user says, else as the engine does; but what began as one format and holds several is no longer called by that one."""
+    several = asked["source"] == "one format" and any(len(counts(plan, role)) > 1 for role in plan.experts)
+    return asked["title"].strip() or (MIXED if several else plan.title)

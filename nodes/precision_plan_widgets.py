@@ -1,0 +1,157 @@
+"""The widgets of Precision Plan, and the request that they make. Names and order are users' saved workflows: append only."""
+from comfy_api.latest import io
+
+from ..engine.errors import RecipeError
+from ..engine.plans.cards import CARDS
+from ..engine.plans.plan import KEPT_DTYPES, one_format
+from ..engine.plans.presets import HARDWARE, NAMES
+from ..engine.plans.request import PlanRequest, parse
+from ..engine.precision import KEEP
+from ..quant.formats import FORMATS, QUANTIZED
+from . import machine, plan_files
+from .plan_files import NONE, PLANS
+
+THIS, AUTO = "this machine", "auto"
+SOURCES = ("preset", "size budget", "gguf", "one format", "plan file")
+FORMS = tuple(name for name in FORMATS if name in QUANTIZED)
+SWITCHES = {"cross_attn_qkvo": "Cross-attention q, k, v, o", "cross_attn_kv": "Cross-attention k and v, of 512 tokens of text,",
+            "self_attn_qkvo": "Self-attention q, k, v, o", "ffn_up": "ffn.0", "ffn_down": "ffn.2"}
+
+
+def inputs() -> list[io.Input]:
+    """All widgets, in their order."""
+    return [*_sources(), *_changes(), *_full_precision(), *_rest()]
+
+
+def _sources() -> list[io.Input]:
+    ggufs = [NONE, *plan_files.gguf_names()]
+    return [
+        io.Combo.Input("source", options=list(SOURCES), default=SOURCES[0],
+                       tooltip="What decides first. preset: by kind of card. size budget: the least error that fits, measured on "
+                               "this merge. gguf: another quant of the same model as a map. one format: all block linears. plan "
+                               "file: one saved before."),
+        io.Combo.Input("preset", options=list(NAMES), default="balanced", tooltip="For preset: what to favour."),
+        io.Combo.Input("hardware", options=[THIS, *HARDWARE], default=THIS,
+                       tooltip="For preset: blackwell RTX 50, ada RTX 40, ampere RTX 20 and 30, any everything else."),
+        io.Float.Input("budget_gb", default=11.0, min=0.1, max=100.0, step=0.1,
+                       tooltip="For size budget: GB (10^9 bytes) of one expert's file. A 14B expert: 8.4 in NVFP4, 14.5 in 8 bit."),
+        io.Combo.Input("card", options=[THIS, *CARDS], default=THIS,
+                       tooltip="For size budget: choose only what this class of card multiplies natively."),
+        io.Float.Input("minimum_fast", default=0.0, min=0.0, max=1.0, step=0.05,
+                       tooltip="For size budget: least share of the multiply-adds that runs below 16 bit."),
+        io.Combo.Input("format", options=list(FORMS), default="nvfp4", tooltip="For one format."),
+        io.Combo.Input("gguf_high", options=ggufs, default=NONE,
+                       tooltip="For gguf: map for the high-noise expert, or for a model of one file. Only its header is read."),
+        io.Combo.Input("gguf_low", options=ggufs, default=NONE, tooltip="For gguf: map for the low-noise expert."),
+        io.Int.Input("gguf_nvfp4_max_bitdepth", default=5, min=1, max=16,
+                     tooltip="For gguf: tensors of up to this many bits (Q5_K has 5) become nvfp4."),
+        io.Boolean.Input("use_fp8", default=True,
+                         tooltip="For gguf: tensors of more bits become float8_e4m3fn; off: they stay 16-bit."),
+        io.Combo.Input("plan_file", options=[NONE, *plan_files.names(PLANS, (".json",))], default=NONE,
+                       tooltip="For plan file: from user/default/wan22_master/plans."),
+    ]
+
+
+def _changes() -> list[io.Input]:
+    jsons = [NONE, *plan_files.names(PLANS, (".json",))]
+    return [
+        io.Boolean.Input("keep_edge_blocks", default=False, tooltip="The first two and the last two blocks stay unquantized."),
+        io.Combo.Input("kept_dtype", options=[AUTO, *KEPT_DTYPES], default=AUTO,
+                       tooltip="What weights that are not quantized are stored in. auto: as a plan file says, else as they come."),
+        io.String.Input("exclude", default="", multiline=True, advanced=True,
+                        tooltip="A regular expression a line: layers it is found in stay unquantized."),
+        io.String.Input("include", default="", multiline=True, advanced=True,
+                        tooltip=f"Lines as `ffn\\.0$ = nvfp4`: layers that the expression is found in get the format, or {KEEP}. "
+                                "The later line wins, and all win over exclude."),
+        io.Boolean.Input("min_ffn_fp8", default=False, advanced=True, tooltip="ffn.0 and ffn.2 get at least 8 bits."),
+        io.Boolean.Input("min_ffn2_16bit", default=False, advanced=True, tooltip="ffn.2 stays unquantized."),
+        io.Combo.Input("sensitivity_high", options=jsons, default=NONE, advanced=True,
+                       tooltip="A sensitivity JSON of the original converter for the high-noise expert, or a model of one file."),
+        io.Combo.Input("sensitivity_low", options=jsons, default=NONE, advanced=True,
+                       tooltip="The same for the low-noise expert."),
+        io.Float.Input("sensitivity_threshold", default=0.1, min=0.0, max=10.0, step=0.005, advanced=True,
+                       tooltip="Layers with a larger rel_rmse_mean are changed."),
+        io.Combo.Input("sensitivity_action", options=[KEEP, "full_precision"], default=KEEP, advanced=True,
+                       tooltip="keep: they stay unquantized. full_precision: quantized, multiplied in 16 bit."),
+    ]
+
+
+def _full_precision() -> list[io.Input]:
+    texts = [NONE, *plan_files.names(PLANS, (".txt",))]
+    return [
+        io.Combo.Input("full_precision_high", options=texts, default=NONE, advanced=True,
+                       tooltip="A list of layers, one a line, that are multiplied in 16 bit (W4A16): of the high-noise expert, or "
+                               "of a model of one file. From user/default/wan22_master/plans; the original converter's lists too."),
+        io.Combo.Input("full_precision_low", options=texts, default=NONE, advanced=True,
+                       tooltip="The same for the low-noise expert."),
+        io.String.Input("full_precision_layers", default="", multiline=True, advanced=True,
+                        tooltip="More such layers, one a line, for every expert."),
+        *[io.Boolean.Input(name, default=False, advanced=True, tooltip=f"{text} are multiplied in 16 bit: small, not faster.")
+          for name, text in SWITCHES.items()],
+    ]
+
+
+def _rest() -> list[io.Input]:
+    return [
+        io.Boolean.Input("promote", default=False, advanced=True,
+                         tooltip="Measure, and give a layer more bits where the effect of the LoRAs is smaller than the rounding "
+                                 "noise in the inputs that they listen to."),
+        io.Float.Input("promote_below", default=1.0, min=0.0, max=1000.0, step=0.1, advanced=True,
+                       tooltip="For promote: least effect over noise."),
+        io.String.Input("title", default="", advanced=True,
+                        tooltip="Name of the plan, in file names. Empty: made from what it does."),
+        io.String.Input("save_as", default="", advanced=True,
+                        tooltip="Write the plan under this name into user/default/wan22_master/plans."),
+    ]
+
+
+def request_of(roles: tuple[str, ...], asked: dict) -> PlanRequest:
+    """The engine's request from the widgets' values. roles: of the model. Raises RecipeError."""
+    def files(high: str, low: str, path) -> dict[str, str]:
+        chosen = {"high_noise": asked[high], "low_noise": asked[low], "model": asked[high]}
+        return {role: path(chosen[role]) for role in roles if chosen[role] != NONE}
+
+    def lines(name: str) -> list[str]:
+        return [line.strip() for line in asked[name].splitlines() if line.strip()]
+
+    def plans(name: str) -> str:
+        return plan_files.path_of(PLANS, name)
+
+    sensitivity = files("sensitivity_high", "sensitivity_low", plans)
+    card = machine.card() if asked["card"] == THIS else asked["card"]
+    found = {
+        **_source_of(asked, files("gguf_high", "gguf_low", plan_files.gguf_path)), "card": card,
+        "keep_edge_blocks": asked["keep_edge_blocks"], "min_ffn_fp8": asked["min_ffn_fp8"],
+        "min_ffn2_16bit": asked["min_ffn2_16bit"], "sensitivity": sensitivity, "sensitivity_action": asked["sensitivity_action"],
+        "sensitivity_threshold": asked["sensitivity_threshold"] if sensitivity else None,
+        "exclude": lines("exclude"), "include": [_include(line) for line in lines("include")],
+        "full_precision_lists": files("full_precision_high", "full_precision_low", plans),
+        "full_precision_layers": lines("full_precision_layers"),
+        "full_precision_switches": [name for name in SWITCHES if asked[name]],
+        "promote_below": asked["promote_below"] if asked["promote"] else None,
+        "kept_dtype": None if asked["kept_dtype"] == AUTO else asked["kept_dtype"]}
+    return parse({"version": 1, **found}, "precision plan")
+
+
+def _source_of(asked: dict, ggufs: dict[str, str]) -> dict:
+    source = asked["source"]
+    if source == "preset":
+        return {"preset": asked["preset"], "hardware": machine.hardware() if asked["hardware"] == THIS else asked["hardware"]}
+    if source == "size budget":
+        return {"budget_gb": asked["budget_gb"], "minimum_fast": asked["minimum_fast"]}
+    if source == "one format":
+        return {"format": asked["format"]}
+    if source == "plan file":
+        if asked["plan_file"] == NONE:
+            raise RecipeError("precision plan: source is plan file, but plan_file names none; choose one, or another source")
+        return {"plan": plan_files.path_of(PLANS, asked["plan_file"])}
+    if not ggufs:
+        raise RecipeError("precision plan: source is gguf, but gguf_high and gguf_low name none for this model; choose one")
+    return {"gguf": ggufs, "gguf_nvfp4_max_bitdepth": asked["gguf_nvfp4_max_bitdepth"], "use_fp8": asked["use_fp8"]}
+
+
+def _include(line: str) -> dict[str, str]:
+    pattern, equals, form = (part.strip() for part in line.rpartition("="))
+    if not equals or not pattern:
+        raise RecipeError(f"precision plan: include: expected a line as ffn\\.0$ = nvfp4, found {line[:80]!r}; correct it")
+    return {"pattern": pattern, "format": one_format(form, "precision plan: include")}
