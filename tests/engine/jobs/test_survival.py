@@ -85,6 +85,14 @@ def test_rows_that_say_the_same_twice_or_in_another_size_change_nothing(kind):
     assert found == pytest.approx((wanted[0].norm() / wanted[1].norm()).item(), rel=1e-3)
 
 
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e25])
+def test_the_energy_in_a_row_space_does_not_depend_on_the_size_of_its_rows(size):
+    _, _, down = planted()
+    rows = torch.randn(16, 512, generator=torch.manual_seed(3))
+    wanted = (rows.double() @ basis_of(down)).square().sum().item()
+    assert Space(size * down).energy(rows) == pytest.approx(wanted, rel=1e-5)  # squares of 1e-30 are zero in float32
+
+
 def test_without_a_row_space_all_of_the_noise_counts():
     base, up, down = planted()
     merged = base + up @ down
