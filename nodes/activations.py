@@ -1,9 +1,9 @@
 """A MODEL that treats activations as another card would: what W4A4 and W8A8 cost, seen without owning that card.
 
-A card multiplies a quantized layer in the layer's own format when its tensor cores can: RTX 50 in FP4 and FP8, RTX 40 in FP8, every
-card in INT8. There the layer's input is rounded as well, and an `input_scale` of the file takes part. On every other card ComfyUI
-reads the weight back to 16 bit and leaves the input as it is (comfy/ops.py, pick_operations: NVFP4 and MXFP8 below SM 10, FP8 below
-SM 8.9), so that a wrong input scale shows on the other card alone.
+A card multiplies a quantized layer in the layer's own format when its tensor cores can (engine/plans/cards.py tells which). There
+the layer's input is rounded as well, and an `input_scale` of the file takes part. On every other card ComfyUI reads the weight back
+to 16 bit and leaves the input as it is (comfy/ops.py, pick_operations: NVFP4 and MXFP8 below SM 10, FP8 below SM 8.9), so that a
+wrong input scale shows on the other card alone.
 
 The rounding is put before each layer by a hook (torch, register_forward_pre_hook) that exists while the model is called and not a
 moment longer: clones of a MODEL share its modules. A layer that this machine multiplies natively is left alone, or, where the other
@@ -14,16 +14,18 @@ from contextlib import ExitStack
 
 import comfy.model_management as mm
 from comfy.patcher_extension import WrappersMP
-from comfy.quant_ops import QuantizedTensor
+from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 
 from ..engine.errors import SourceError
-from .rounded_input import INT8, LayerActivations, rounded
+from ..engine.plans.cards import CARDS, INT8, INTS, NATIVE, NATIVE_UNITS
+from ..engine.plans.machine import judge_machine
+from .machine import facts
+from .rounded_input import LayerActivations, rounded
 
 AS_HERE = "as on this card"
 EMULATIONS = {AS_HERE: None, "as on RTX 50 (W4A4)": "rtx50", "as on RTX 40 (W8A8)": "rtx40"}
-NAMES = {"rtx50": "RTX 50", "rtx40": "RTX 40", None: "this card"}
-FP8 = ("float8_e4m3fn", "float8_e5m2")
-NATIVE = {"rtx50": {"nvfp4", "mxfp8", *FP8, *INT8}, "rtx40": {*FP8, *INT8}}
+NAMES = {**CARDS, None: "this card"}
+W4A4, W4A8 = "convrot_w4a4", "asym_w4a8_int8"
 WRAPPER = "wan22_master.activations"
 
 
@@ -47,21 +49,26 @@ def emulated(model, layers: Mapping[str, LayerActivations], card: str | None) ->
     this machine, where a quantized MODEL needs nothing, and a preview, whose weights are plain, what its file does by itself.
     Raises SourceError for a layer that the MODEL does not have.
     """
-    natives = _natives(model.load_device) if card is None else NATIVE[card]
+    units = _units_here() if card is None else NATIVE_UNITS[card]
     modules = dict(model.model.diffusion_model.named_modules())
     missing = sorted(set(layers) - set(modules))
     if missing:
         raise SourceError(f"{missing[0]}: expected in the MODEL, found {len(missing)} of {len(layers)} layers missing; connect the "
                           "MODEL of that very model")
-    return {name: layer for name, layer in layers.items() if layer.format in natives and not _done_here(modules[name])
-            and (not layer.full_precision or layer.format in INT8)}
+    return {name: _taken(layer, units[layer.format]) for name, layer in layers.items() if layer.format in units
+            and not _done_here(modules[name]) and (not layer.full_precision or layer.format in INTS)}
 
 
-def _natives(device) -> set[str]:
-    """Formats that this machine multiplies natively, by ComfyUI's own word."""
-    found = set(INT8) | (set(FP8) if mm.supports_fp8_compute(device) else set())
-    found |= {"nvfp4"} if mm.supports_nvfp4_compute(device) else set()
-    return found | ({"mxfp8"} if mm.supports_mxfp8_compute(device) else set())
+def _taken(layer: LayerActivations, unit: str) -> LayerActivations:
+    """How a card with that unit takes the layer's input: where INT8 takes a weight of W4A4, the input has 8 bit, rotated alike."""
+    return layer._replace(format=W4A8) if (layer.format, unit) == (W4A4, INT8) else layer
+
+
+def _units_here() -> dict[str, str]:
+    """Formats whose input this machine rounds -> unit. Integer ones it rounds in any case, with a kernel or without."""
+    here = facts()
+    verdicts = {form: judge_machine(form, here) for form in QUANT_ALGOS}
+    return {form: found.unit for form, found in verdicts.items() if found.word == NATIVE or form in INTS}
 
 
 def _done_here(module) -> bool:
@@ -70,14 +77,14 @@ def _done_here(module) -> bool:
     Integer weights stay quantized whatever the flag says: the product of their layout rounds the input.
     """
     quantized = getattr(module, "quant_format", None) is not None and isinstance(module.weight, QuantizedTensor)
-    return quantized and (module.quant_format in INT8 or not module._full_precision_mm)
+    return quantized and (module.quant_format in INTS or not module._full_precision_mm)
 
 
 def unrounded(model, layers: Mapping[str, LayerActivations], card: str | None) -> list[str]:
     """Those of `layers` that this machine multiplies natively and `card` does not: there the weight is read back to 16 bit."""
     modules = dict(model.model.diffusion_model.named_modules())
     return [] if card is None else [name for name, layer in layers.items()
-                                    if layer.format not in NATIVE[card] and name in modules and _done_here(modules[name])]
+                                    if layer.format not in NATIVE_UNITS[card] and name in modules and _done_here(modules[name])]
 
 
 def emulate(model, layers: Mapping[str, LayerActivations], card: str | None):
@@ -118,14 +125,14 @@ def describe(model, layers: Mapping[str, LayerActivations], card: str | None) ->
     chosen, held = emulated(model, layers, card), unrounded(model, layers, card)
     of, parts = f"of {len(layers)} quantized layers", []
     if chosen:
-        kinds = ", ".join(sorted({layer.format for layer in chosen.values()}))
+        kinds = ", ".join(sorted({layers[name].format for name in chosen}))
         parts.append(f"inputs of {len(chosen)} {of} are rounded as on {NAMES[card]} ({kinds})")
     if held:
         parts.append(f"{len(held)} {of} run in 16 bit as there")
     if not parts:
         return "" if card is None or not layers else f"activations: {NAMES[card]} rounds no input here that this card does not"
     dynamic = sum(layer.format == "nvfp4" and layer.input_scale is None for layer in chosen.values())
-    clamped = sum(layer.format in FP8 and layer.input_scale is None for layer in chosen.values())
+    clamped = sum(layer.format == "float8_e4m3fn" and layer.input_scale is None for layer in chosen.values())
     parts += [f"{dynamic} nvfp4 without an input scale take it from each input"] if dynamic else []
     parts += [f"{clamped} float8 without an input scale are only clamped to the range of the format"] if clamped else []
     return f"activations: {'; '.join(parts)}"

@@ -7,11 +7,7 @@ denoised = x - sigma v) the answer is v, and what is told is its difference to t
     |v - v_ref| / |v_ref|
 Per layer the error is larger, and many do not show: the norms of q and k divide a wrong scale of these two away.
 """
-import logging
 import os
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import comfy.model_management as mm
 import comfy.sample
@@ -20,6 +16,7 @@ import comfy.sd
 import torch
 
 from ..engine.errors import DEVICE_ERRORS, MergeError
+from .complaints import Listening
 
 SIGMAS = {"high_noise": (0.98, 0.92), "low_noise": (0.8, 0.2), "model": (0.95, 0.3)}   # of T2V (0.875) and I2V (0.9) alike
 FRAMES, SIDE, TOKENS = 1, 16, 8                    # of the latent and the text: 64 patches of 1 x 2 x 2
@@ -34,22 +31,29 @@ def check(saved_path: str, reference=None, *, role: str = "model") -> tuple[list
 
     reference: MODEL of the same merge, as a preview; None: nothing to compare with. role: high_noise, low_noise, model; tells the
     sigmas. Returns lines for a person, and {"sigmas", "differences" (None without a reference), "problems"}: warnings of ComfyUI
-    about the file, and differences over 0.5. Nothing stays loaded afterwards, neither file nor reference.
-    Raises MergeError when ComfyUI cannot load the file, or when it, or the reference, answers with NaN or infinity.
+    about the file, differences over 0.5, a reference that is not finite. Nothing stays loaded afterwards, neither file nor
+    reference. Raises MergeError when ComfyUI cannot load the file, or when it answers with NaN or infinity.
     """
-    name, sigmas = os.path.basename(saved_path), SIGMAS[role]
-    with torch.inference_mode(), _complaints() as problems:      # as ComfyUI runs nodes; it cannot move weights from in there out
+    name, sigmas, logged = os.path.basename(saved_path), SIGMAS[role], []
+    with torch.inference_mode(), Listening(logged):              # as ComfyUI runs nodes; it cannot move weights from in there out
         found = _answers(_loaded(saved_path, name), sigmas)
+    problems = [line.strip()[:LONGEST] for line in logged]
     said = "".join(f"; ComfyUI says: {problem}" for problem in problems)       # a missing tensor is memory as it was, often NaN
-    _check_finite(found, sigmas, f"{name}: the saved model", f"it would make a black video; save it in another format{said}")
+    strange = _not_finite(found, sigmas)
+    if strange:
+        raise MergeError(f"{name}: the saved model: {strange}; the file is there, but it would make a black video; save it in "
+                         f"another format{said}")
     differences = None
     if reference is not None:
         with torch.inference_mode():
             wanted = _answers(reference, sigmas)
-        _check_finite(wanted, sigmas, f"{name}: its reference", "check the LoRA strengths: the merge itself is broken")
-        differences = [float((one - other).norm() / other.norm()) for one, other in zip(found, wanted, strict=True)]
-        problems += [f"at sigma {sigma:g} it differs from the preview by {difference:.1%}, far more than any format does"
-                     for sigma, difference in zip(sigmas, differences, strict=True) if difference > BROKEN]
+        strange = _not_finite(wanted, sigmas)
+        if strange:
+            problems.append(f"its reference: {strange}; check the LoRA strengths: the merge itself is broken")
+        else:
+            differences = [float((one - other).norm() / other.norm()) for one, other in zip(found, wanted, strict=True)]
+            problems += [f"at sigma {sigma:g} it differs from the preview by {difference:.1%}, far more than any format does"
+                         for sigma, difference in zip(sigmas, differences, strict=True) if difference > BROKEN]
     return _lines(name, sigmas, differences, problems), {"sigmas": list(sigmas), "differences": differences, "problems": problems}
 
 
@@ -60,10 +64,10 @@ def _lines(name: str, sigmas, differences, problems: list[str]) -> list[str]:
     return [told, *(f"{name}: PROBLEM: {problem}" for problem in problems)]
 
 
-def _check_finite(answers: list[torch.Tensor], sigmas, who: str, way_out: str) -> None:
-    for sigma, answer in zip(sigmas, answers, strict=True):
-        if not bool(torch.isfinite(answer).all()):
-            raise MergeError(f"{who}: expected finite numbers at sigma {sigma:g}, found NaN or infinity; {way_out}")
+def _not_finite(answers: list[torch.Tensor], sigmas) -> str | None:
+    """What is wrong with an answer that is not finite; None when all are."""
+    bad = [sigma for sigma, answer in zip(sigmas, answers, strict=True) if not bool(torch.isfinite(answer).all())]
+    return f"expected finite numbers at sigma {bad[0]:g}, found NaN or infinity" if bad else None
 
 
 def _loaded(path: str, name: str):
@@ -100,15 +104,3 @@ def _answer(model, sigma: float) -> torch.Tensor:
     comfy.sample.sample_custom(model, noise, 1.0, comfy.samplers.KSAMPLER(ask), torch.tensor([sigma, 0.0]), [[text, {}]],
                                [[text, {}]], image, disable_pbar=True, seed=SEED)
     return kept[0]
-
-
-@contextmanager
-def _complaints() -> Iterator[list[str]]:
-    """What is logged as a warning or worse, by this thread alone: others of the server's say nothing about the file."""
-    found, handler, thread = [], logging.Handler(logging.WARNING), threading.get_ident()
-    handler.emit = lambda record: found.append(record.getMessage().strip()[:LONGEST]) if record.thread == thread else None
-    logging.getLogger().addHandler(handler)
-    try:
-        yield found
-    finally:
-        logging.getLogger().removeHandler(handler)

@@ -1,4 +1,4 @@
-"""What ComfyUI only logs: it warns of a patch that does not fit, and goes on without it."""
+"""What ComfyUI only logs: it warns of a patch that does not fit, of a key that nobody reads, and goes on without it."""
 import logging
 import threading
 

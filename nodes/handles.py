@@ -164,6 +164,7 @@ class SavedFile:
     format: str
     size: int
     mtime_ns: int
+    label: str = ""                                # tells it from the expert's other files: format, plan, suffix
 
     @property
     def name(self) -> str:

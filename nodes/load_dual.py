@@ -36,8 +36,9 @@ class Wan22LoadDualDiT(io.ComfyNode):
                             "folder name; a model that is one file has none."),
                 io.Boolean.Input(
                     "allow_quantized_source", default=False, advanced=True,
-                    tooltip="Accept FP8 files as a base. What their rounding lost is lost, and a second rounding comes on top; "
-                            "take the bf16 or fp16 files when you can get them."),
+                    tooltip="Accept quantized files as a base, in any format that ComfyUI loads: FP8, MXFP8, NVFP4, INT8, W4A4, "
+                            "W4A8. What their rounding lost is lost, and a second rounding comes on top; take the bf16 or fp16 "
+                            "files when you can get them."),
             ],
             outputs=[
                 sockets.Dit.Output(display_name="dit", tooltip="The model, for Inject, Stability Meter or Quantize."),

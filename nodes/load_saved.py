@@ -33,6 +33,9 @@ class Wan22LoadSaved(io.ComfyNode):
                                tooltip="Shows what the owner of another card will see. NVFP4 and MXFP8 layers round their inputs "
                                        "too on RTX 50, FP8 layers on RTX 40 and 50, and only there input scales are used: a card "
                                        "that cannot multiply in the format never reads them. The rounding is emulated, slowly."),
+                io.String.Input("label", default="", optional=True, advanced=True,
+                                tooltip="Which of two files of one format: its name in Save Model's table, with plan and suffix, "
+                                        "as nvfp4_mine. Empty: the only one of that format."),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="For ModelSamplingSD3, then a sampler.")],
             hidden=[io.Hidden.unique_id],
@@ -44,8 +47,8 @@ class Wan22LoadSaved(io.ComfyNode):
         return freshness.token(cls.hidden.unique_id)
 
     @classmethod
-    def execute(cls, files, expert, format, activations=AS_HERE) -> io.NodeOutput:
-        file = choose(files.files, expert, format)
+    def execute(cls, files, expert, format, activations=AS_HERE, label="") -> io.NodeOutput:
+        file = choose(files.files, expert, format, label.strip())
         if not os.path.isfile(file.path):
             raise MergeError(f"{file.name}: was deleted since it was saved; queue again to write it again")
         freshness.remember(cls.hidden.unique_id, [file.path])
@@ -55,12 +58,25 @@ class Wan22LoadSaved(io.ComfyNode):
         return io.NodeOutput(emulate(model, layers, card) if card else model, ui={"text": ("\n".join(lines),)})
 
 
-def choose(files, expert: str, format_name: str):
-    """The file of that expert and format. Raises MergeError when there is none, or when the expert is not clear."""
-    there = ", ".join(f"{file.role} {file.format}" for file in files) or "nothing"
-    fitting = [file for file in files if expert in {"auto", file.role} and format_name in {ANY, file.format}]
+def choose(files, expert: str, format_name: str, label: str = ""):
+    """The file of that expert, format and label. ANY: of the first format; auto and an empty label: of the only one there is.
+
+    Raises MergeError when there is none, or when it is not clear which.
+    """
+    there = _told(files) or "nothing"
+    fitting = [file for file in files if expert in {"auto", file.role} and format_name in {ANY, file.format}
+               and label in {"", file.label}]
     if not fitting:
-        raise MergeError(f"load saved: expected expert {expert}, format {format_name}; saved was {there}; choose one of these")
+        wanted = f"expert {expert}, format {format_name}{f', label {label}' if label else ''}"
+        raise MergeError(f"load saved: expected {wanted}; saved was {there}; choose one of these")
     if len({file.role for file in fitting}) > 1:
         raise MergeError(f"load saved: two experts were saved ({there}); choose one of them in expert")
-    return fitting[0]
+    alike = [file for file in fitting if file.format == fitting[0].format]
+    if len(alike) > 1:
+        raise MergeError(f"load saved: expected one {alike[0].format} file, found {len(alike)} ({_told(alike)}); write one of "
+                         f"these names into label, as {alike[0].label}")
+    return alike[0]
+
+
+def _told(files) -> str:
+    return ", ".join(f"{file.role} {file.label or file.format}" for file in files)

@@ -18,16 +18,17 @@ def facts() -> Machine:
     capability = torch.cuda.get_device_capability(device) if vendor == "nvidia" else None
     return Machine(vendor, capability, torch.__version__, torch.version.cuda, comfyui_version.__version__, frozenset(QUANT_ALGOS),
                    mm.supports_fp8_compute(device), mm.supports_nvfp4_compute(device), mm.supports_mxfp8_compute(device),
-                   _kernels(capability))
+                   _kernels() if device.type != "cpu" else frozenset())
 
 
-def _kernels(capability: tuple[int, int] | None) -> frozenset[str]:
-    """Products that a backend of comfy-kitchen other than plain torch has for this card."""
+def _kernels() -> frozenset[str]:
+    """Products that a backend of comfy-kitchen other than plain torch has, for whatever card: which one each needs, the engine
+    knows."""
     found = set()
     for name, backend in comfy_kitchen.list_backends().items():
         if name != "eager" and backend.get("available") and not backend.get("disabled"):
             found |= set(backend.get("capabilities", ())) & set(KERNELS.values())
-    return frozenset(found if capability is not None or mm.get_torch_device().type != "cpu" else ())
+    return frozenset(found)
 
 
 def card() -> str:

@@ -3,8 +3,8 @@ import os
 
 from ..engine.bases.roles import Role, role_of
 from ..engine.header import read_header
-from .preview import file_of
 from .preview_adapter import PREFIX, PreviewAdapter
+from .preview_host import file_of
 
 
 def role_of_model(model) -> Role:

@@ -2,9 +2,8 @@
 from ..engine.jobs.experts import ExpertPlan
 from ..engine.jobs.solve import Solved, byte_counts, error_of, predicted
 from ..engine.jobs.solve import picture as cells_of
-from ..engine.plans import shares
-from ..engine.plans.cards import CARDS
-from ..engine.plans.plan import KEEP, Choice, PrecisionPlan, counts
+from ..engine.plans.of_file import card_lines
+from ..engine.plans.plan import KEEP, PrecisionPlan, counts
 from ..quant.formats import DEFAULT
 
 VERSION = 1                                        # of what web/plan.js reads
@@ -24,16 +23,7 @@ def _expert(expert: ExpertPlan, plan: PrecisionPlan, trials: dict) -> dict:
     forms = [{"name": name, "layers": len(group), "bytes": sum(sizes[layer][name] for layer in group),
               "error": error_of(group, trials)} for name, group in groups.items()]
     return {"role": expert.role, "title": plan.title, "bytes": predicted(expert, choices, plan.kept_dtype, names32, DEFAULT),
-            "error": error_of(choices, trials), "formats": forms, **cells_of(choices), "cards": card_lines(expert, choices)}
-
-
-def card_lines(expert: ExpertPlan, choices: dict[str, Choice]) -> list[str]:
-    """What each class of card makes of the plan, cards of which the same is true in one line."""
-    cards: dict[str, list[str]] = {}
-    for card, name in CARDS.items():
-        line = shares.headline(shares.shares(expert.specs, choices, card), card)
-        cards.setdefault(line.removeprefix(f"{name}: "), []).append("any other" if card == "cpu" else name)
-    return [f"{', '.join(names)}: {said}" for said, names in cards.items()]
+            "error": error_of(choices, trials), "formats": forms, **cells_of(choices), "cards": card_lines(expert.specs, choices)}
 
 
 def table(solved: Solved) -> list[str]:

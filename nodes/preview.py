@@ -1,30 +1,22 @@
 """The node that makes a merge a MODEL at once: sampled like any other, and nothing is written."""
-import os
-import weakref
 from pathlib import Path
 
 import comfy.model_management
-import comfy.sd
-import torch
-from comfy.quant_ops import QuantizedTensor
 from comfy_api.latest import io
 
-from ..engine.errors import RecipeError, SourceError
-from ..engine.jobs.plan import Plan, plan_recipe
+from ..engine.jobs.plan import plan_recipe
 from ..engine.preview import Preview, settle
-from ..engine.recipes.output import Output
-from . import paths, sockets
+from . import sockets
 from .activations import AS_HERE, EMULATIONS, emulate
 from .activations import describe as activations_of
 from .preview_adapter import PREFIX, PreviewJob, put_on
+from .preview_host import base_of, check_host, open_preview, path_of
 from .preview_output import SHOWN, shown_output, stored_activations
 from .progress import device_for, stoppable, watched
 from .recipes import recipe_of, reports_folder
 from .save_text import size
 
 ROLES = ("high_noise", "low_noise", "model")
-FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-_bases: weakref.WeakValueDictionary = weakref.WeakValueDictionary()   # file as it was -> MODEL, while a preview of it is alive
 
 
 class Wan22MergePreview(io.ComfyNode):
@@ -81,7 +73,8 @@ class Wan22MergePreview(io.ComfyNode):
         reports = Path(reports_folder())
         with stoppable() as wish:
             merge = plan_recipe(recipe_of(dit, device=device_for(device)), reports, should_stop=wish)
-            preview = _preview(merge, expert, output, int(cache_gb * 1e9))   # closes the plan, now or when nobody needs it
+            stop = comfy.model_management.processing_interrupted
+            preview = open_preview(merge, expert, output=output, budget=int(cache_gb * 1e9), should_stop=stop)
             with watched(cls.hidden.unique_id, "cpu", "stopped") as watch:
                 settle(merge, expert, reports=reports, should_stop=watch.should_stop, on_progress=watch.on_progress)
             previewed = put_on(host, PreviewJob(preview, dit, expert))
@@ -90,60 +83,6 @@ class Wan22MergePreview(io.ComfyNode):
         previewed = emulate(previewed, layers, card)
         text = "\n".join(line for line in lines if line)
         return io.NodeOutput(previewed, text, ui={"text": (text,)})
-
-
-def _preview(plan: Plan, role: str, output: Output, budget: int) -> Preview:
-    try:
-        stop = comfy.model_management.processing_interrupted
-        return Preview(plan, role, output=output, budget=budget, should_stop=stop)
-    except BaseException:
-        plan.__exit__()
-        raise
-
-
-def path_of(dit, expert: str) -> str:
-    """File of one expert. Raises RecipeError when it is not loaded, SourceError when ComfyUI cannot load it as one file."""
-    found = dict(dit.experts)
-    if expert not in found:
-        loaded = "one file; choose model" if set(found) == {"model"} else f"{' and '.join(found)}; choose that"
-        raise RecipeError(f"merge preview: expert is {expert}, but loaded is {loaded}")
-    if os.path.isdir(found[expert]) or found[expert].endswith(paths.INDEX):
-        raise SourceError(f"{os.path.basename(found[expert])}: a model in several files, which ComfyUI cannot load as a MODEL; "
-                          "save it as BF16 first, without LoRAs, and preview on that file")
-    return found[expert]
-
-
-def base_of(path: str):
-    """The base at `path` as a MODEL, the one that an earlier preview still holds if there is one."""
-    state = os.stat(path)
-    known = (os.path.realpath(path), state.st_size, state.st_mtime_ns)
-    model = _bases.get(known)
-    if model is None:
-        _bases[known] = model = comfy.sd.load_diffusion_model(path)
-    return model
-
-
-def file_of(model) -> str | None:
-    """Path of the file that a MODEL was loaded from; None when its loader does not tell."""
-    _, arguments = (getattr(model, "cached_patcher_init", None) or (None, ()))[:2]
-    return arguments[0] if arguments and isinstance(arguments[0], str) else None
-
-
-def check_host(model, path: str, *, approximate: bool) -> None:
-    """Raise SourceError when the preview on this MODEL would not show what is saved."""
-    if approximate:
-        return
-    file = file_of(model)
-    if file is None or not os.path.exists(file) or not os.path.samefile(file, path):
-        found = "a MODEL whose loader names no file" if file is None else os.path.basename(file)
-        raise SourceError(f"merge preview: expected a MODEL of {os.path.basename(path)}, found {found}; connect Load Diffusion "
-                          "Model of that file, or nothing")
-    for name, weight in model.model.named_parameters():
-        quantized = isinstance(weight, QuantizedTensor) or getattr(weight, "tensor_type", None) is not None
-        if quantized or weight.dtype in FP8:
-            held = getattr(weight, "_layout_cls", None) or weight.dtype
-            raise SourceError(f"merge preview: {name}: expected 16 or 32-bit weights, found {held}; ComfyUI would round the merge "
-                              "to them again; take the bf16 or fp16 file with weight_dtype default, or turn approximate on")
 
 
 def describe(preview: Preview, model) -> list[str]:

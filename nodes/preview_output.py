@@ -1,9 +1,8 @@
 """What a preview shows: the format, plan or job whose file it stands for, and how that file's layers take their inputs."""
 import json
 
-import torch
-
 from ..engine.errors import RecipeError
+from ..engine.jobs.file_plan import input_scale
 from ..engine.plans.as_output import as_output
 from ..engine.plans.plan import PrecisionPlan
 from ..engine.precision import layer_of
@@ -15,7 +14,6 @@ from .rounded_input import LayerActivations
 
 PLAIN = ("bf16", "fp16", "fp32")                   # what layers multiply by as it is stored; the first is the default
 SHOWN = (*PLAIN, *(name for name in FORMATS if name in QUANTIZED))
-ONE = 1.0                                          # ComfyUI's input scale for FP8 where a file has none (comfy/quant_ops.py)
 
 
 def shown_output(dit, role: str, saved_as: str, plan, job) -> Output:
@@ -44,9 +42,6 @@ def stored_activations(preview: Preview) -> dict[str, LayerActivations]:
         if forms.name(key, spec) is None:
             continue
         form, layer = forms.of(key, spec), layer_of(key)
-        scale = ONE if form.NAME == "float8_e4m3fn" else None
-        if layer in amax and form.INPUT_AMAX:
-            scale = torch.tensor(amax[layer] / form.INPUT_AMAX, dtype=torch.float32).item()   # as it is stored
-        turned = form.comfy_quant(full_precision=False).get("convrot_groupsize", 0)
+        scale, turned = input_scale(forms, key, spec, amax), form.comfy_quant(full_precision=False).get("convrot_groupsize", 0)
         found[layer] = LayerActivations(form.NAME, forms.is_full_precision(key), scale, turned)
     return found

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from comfy_api.latest import io
 
 from ..engine.errors import RecipeError
+from ..engine.jobs.file_plan import SCALED
 from ..engine.plans.as_output import as_output
 from ..engine.plans.cards import newest
 from ..engine.plans.plan import KEPT_DTYPES, PrecisionPlan
@@ -22,7 +23,6 @@ from .model_source import sources_of
 UNCALIBRATED = "uncalibrated: the error of small activations is unknown, harmless above rms 0.03, 6 % at 0.01"
 SLOW = "16-bit"
 FP8 = "float8_e4m3fn"
-SCALED = ("nvfp4", FP8)                            # what ComfyUI quantizes the input of by a stored scale; float8_e5m2 never is
 EMPTY = RecipeOutput("bf16")                       # every field at its default
 BY_ROLE = ("layers", "full_precision", "input_amax")
 

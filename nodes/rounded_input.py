@@ -6,7 +6,7 @@ mixed_precision_ops, Linear.forward), and each format does it in its own way (co
   float8           one scale for all: input_scale, or 1.0, never amax: without a scale only clamped to 448 (e5m2: 57344)
   mxfp8            blocks of 32 along a row, always by their own amax; an input_scale is not read
   int8_tensorwise, asym_w4a8_int8   each row by its own amax / 127, after ConvRot's rotation where the weight is rotated
-  convrot_w4a4     each row, rotated, by its own amax / 7
+  convrot_w4a4     each row, rotated, by its own amax / 7 in INT4; where INT8 takes the 4-bit weight, as asym_w4a8_int8
 The product of the rounded factors is exact enough in 16 bit: cards add up in float32, as the rounded factors' product does here.
 Quantizer and dequantizer are ComfyUI's own, on its eager backend, so the bits are those of the reference, not of one card's kernel.
 """
@@ -17,11 +17,12 @@ import comfy_kitchen
 import torch
 from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 
+from ..engine.plans.cards import INTS
+
 NVFP4_MAX = 2688.0                                 # 448 * 6: largest block scale times largest code (comfy/quant_ops.py)
 INT4_MAX = 7.0                                     # comfy_kitchen/backends/eager/svdquant.py, _INT4_MAX
 INT4_SMALLEST = 1e-10                              # floor of a row's amax there (convrot_w4a4.py, quantize_signed_int4_rowwise)
 ROTATED = {"convrot_w4a4": 256, "asym_w4a8_int8": 256}   # always rotated, in groups of 256 unless the layer says otherwise
-INT8 = ("int8_tensorwise", *ROTATED)
 BAND = 1 << 24                                     # numbers at a time: the quantizers make several float32 copies of what they get
 H4 = ((1, 1, 1, -1), (1, 1, -1, 1), (1, -1, 1, 1), (-1, 1, 1, 1))
 
@@ -62,7 +63,7 @@ def _bands(flat: torch.Tensor) -> Iterator[slice]:
 
 def _scale(flat: torch.Tensor, layer: LayerActivations) -> torch.Tensor | None:
     """Scale of the whole input, float32; None for formats without one."""
-    if layer.format == "mxfp8" or layer.format in INT8:
+    if layer.format == "mxfp8" or layer.format in INTS:
         return None
     if layer.input_scale is not None:
         return torch.tensor(layer.input_scale, dtype=torch.float32, device=flat.device)
@@ -73,7 +74,7 @@ def _scale(flat: torch.Tensor, layer: LayerActivations) -> torch.Tensor | None:
 
 
 def _read_back(x: torch.Tensor, layer: LayerActivations, scale: torch.Tensor | None) -> torch.Tensor:
-    if layer.format not in INT8:
+    if layer.format not in INTS:
         return QuantizedTensor.from_float(x, QUANT_ALGOS[layer.format]["comfy_tensor_layout"], scale=scale).dequantize()
     size = layer.convrot_groupsize or ROTATED.get(layer.format, 0)
     turned = _rotated(x, size) if size else x

@@ -15,7 +15,7 @@ from ..engine.jobs.run import run
 from . import freshness, paths, sockets
 from .handles import Files
 from .judge import finite
-from .loaded_check import answered
+from .loaded_check import answered, reference_lines, without_reference
 from .model_source import bake_lines, sources_of
 from .progress import device_for, stoppable, watched
 from .recipes import recipe_of, reports_folder
@@ -63,13 +63,15 @@ class Wan22SaveModel(io.ComfyNode):
         target, reports = paths.save_folder(folder, subfolder), Path(reports_folder())
         save = {"folder": target, "name": custom_name if name == CUSTOM else name, "metadata": metadata, "lora_names": lora_names,
                 "on_exists": on_exists, "order": order}
+        alone = without_reference(job.dit) if after_save else {}
         recipe = recipe_of(job.dit, job.outputs, title=title, title_version=version, save=save, device=device_for(device))
         models = sources_of(job.dit)
         with stoppable() as wish, plan_recipe(recipe, reports, check_space=not plan_only, should_stop=wish, sources=models) as plan:
             rows, header = plan.rows(), headers(plan)
             told, volumes = {"wan22_table": (table(rows),)}, plan.volumes()
+            room = volume_lines(volumes, plan.order)
             if plan_only:
-                lines = [*volume_lines(volumes, plan.order), *plan_lines(plan.notices), *leftover_lines(target)]
+                lines = [*room, *reference_lines(alone), *plan_lines(plan.notices), *leftover_lines(target)]
                 told["text"] = ("\n".join(lines),)
                 nothing = ExecutionBlocker(None)
                 planned = json.dumps({"plan": rows, "volumes": volumes, "order": plan.order, "notices": plan.notices})
@@ -77,13 +79,15 @@ class Wan22SaveModel(io.ComfyNode):
             os.makedirs(target, exist_ok=True)
             kind, stopped = plan.device.torch_device.type, STOPPED_MODEL if models else STOPPED
             with watched(cls.hidden.unique_id, kind, stopped) as watch, kept(plan, resumable=not models):
+                watch.say("\n".join([*room, *reference_lines(alone)]))
                 report = run(plan, reports=reports, should_stop=watch.should_stop, on_progress=watch.on_progress)
         report = finite(report)
         files = saved_files(report)
         freshness.remember(cls.hidden.unique_id, [file.path for file in files])
-        checked = answered(job.dit, files, device_for(device)) if after_save else []
-        told["text"] = ("\n".join([*result_lines(report), *checked, *bake_lines(models), *leftover_lines(target)]),)
         PromptServer.instance.send_sync(SAVED, {"files": [file.name for file in files], "folder": folder})
+        checked = answered(job.dit, files, device_for(device), alone) if after_save else []   # may fail: the files are told before
+        lines = [*result_lines(report), *(f"planned: {line}" for line in room), *checked, *bake_lines(models)]
+        told["text"] = ("\n".join([*lines, *leftover_lines(target)]),)
         high, low = (next((file.path for file in files if file.role in roles), "")
                      for roles in (("high_noise", "model"), ("low_noise",)))
         return io.NodeOutput(Files(files), high, low, header, json.dumps(report), ui=told)

@@ -36,7 +36,8 @@ def saved_files(report: dict) -> tuple[SavedFile, ...]:
     for expert in report["experts"]:
         for output in expert["outputs"]:
             status = os.stat(output["path"])
-            files.append(SavedFile(expert["role"], output["path"], output["format"], status.st_size, status.st_mtime_ns))
+            files.append(SavedFile(expert["role"], output["path"], output["format"], status.st_size, status.st_mtime_ns,
+                                   output.get("label", output["format"])))    # reports of before have no label
     return tuple(files)
 
 

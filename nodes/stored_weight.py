@@ -7,16 +7,17 @@ import sys
 
 import comfy.utils
 import torch
-from comfy.quant_ops import QuantizedTensor
+from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 
 CPU = torch.device("cpu")
+ALGOS = {algo["comfy_tensor_layout"]: name for name, algo in QUANT_ALGOS.items()}
 GGML_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def kind_of(weight: torch.Tensor) -> str:
-    """How it is stored, in a word."""
+    """How it is stored, in a word: a format by its name in QUANT_ALGOS, as `Source.formats` wants it."""
     if isinstance(weight, QuantizedTensor):
-        return weight._layout_cls.removesuffix("Layout")
+        return ALGOS.get(weight._layout_cls, weight._layout_cls)
     ggml = getattr(weight, "tensor_type", None)
     return f"GGUF {ggml.name}" if ggml is not None else str(weight.dtype).removeprefix("torch.")
 

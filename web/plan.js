@@ -35,8 +35,9 @@ export function cells({ cells: rows }) {
   }));
 }
 
-function gigabytes(bytes) {
-  return `${(bytes / 1e9).toFixed(2)} GB`;
+/** Decimal, as Save Model's table writes sizes. */
+function sizeText(bytes) {
+  return bytes >= 1e8 ? `${(bytes / 1e9).toFixed(2)} GB` : `${(bytes / 1e6).toFixed(1)} MB`;
 }
 
 /** null stands for an error that nobody has measured. */
@@ -63,7 +64,7 @@ function drawLegend({ formats }, wide, top) {
   const lines = formats.map(({ name, layers, bytes, error }, line) => {
     const y = top + line * LINE;
     return swatch(0, y, 10, { format: name, wide: false }) + clipped(16, y - 1, 144, name, { size: 10, colour: INK }) +
-      text(228, y + 10, `${layers} layers`, { size: 10, anchor: "end" }) + text(306, y + 10, gigabytes(bytes), { size: 10, anchor: "end" }) +
+      text(228, y + 10, `${layers} layers`, { size: 10, anchor: "end" }) + text(306, y + 10, sizeText(bytes), { size: 10, anchor: "end" }) +
       text(WIDTH, y + 10, errorText(error), { size: 10, anchor: "end" });
   });
   const y = top + formats.length * LINE;
@@ -88,7 +89,7 @@ function drawPicture(expert, top) {
 export function drawExpert(expert) {
   const { role, title, bytes, error, formats, kinds, cells: rows, cards } = expert;
   const wide = cells(expert).filter((cell) => cell.wide).length;
-  const told = [gigabytes(bytes), errorText(error)].filter(Boolean).join(" · ");
+  const told = [sizeText(bytes), errorText(error)].filter(Boolean).join(" · ");
   const name = role === "model" ? title : `${role}  ${title}`;
   const picture = 26 + (formats.length + (wide ? 1 : 0)) * LINE + 4;
   const height = picture + kinds.length * ROW + (rows.length ? 14 : 0);

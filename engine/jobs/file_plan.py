@@ -2,15 +2,18 @@
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 import torch
 
+from ...quant.formats import FORMATS
 from .. import precision
 from ..errors import PlanError
 from ..plans.cards import FLOATS
 from ..precision import Forms
 from ..recipes.recipe import Mix, Output, Pass, Recipe
+from ..specs import TensorSpec
 from ..version import ENGINE, MERGE
 from . import layout, metadata
 from .experts import ExpertPlan
@@ -48,14 +51,12 @@ def lay_out(recipe: Recipe, expert: ExpertPlan, output: Output, sha256: dict[str
         form, parts = forms.of(key, spec), forms.outputs(key, spec)
         body |= {key + suffix: stored for suffix, stored in parts.items() if suffix not in form.CONSTANTS}
         if forms.name(key, spec) is not None:
-            layer = precision.layer_of(key)
+            layer, scale = precision.layer_of(key), input_scale(forms, key, spec, amax)
             slow = forms.is_full_precision(key) and form.NAME in FLOATS
             entries[layer + ".comfy_quant"] = form.comfy_quant(full_precision=slow)
             scales |= {key + suffix: parts[suffix] for suffix in form.CONSTANTS}
-            if form.INPUT_AMAX and layer in amax and form.NAME != SLOW:
-                scales[layer + ".input_scale"] = _float32(amax[layer] / form.INPUT_AMAX)
-            elif form.NAME == SCALE_OF_ONE and not slow:
-                scales[layer + ".input_scale"] = _float32(1.0)
+            if scale is not None:
+                scales[layer + ".input_scale"] = _float32(scale)
     return layout.place(body, entries, scales, _metadata(recipe, expert, output, sha256))
 
 
@@ -82,6 +83,20 @@ SCALE_OF_ONE = "float8_e4m3fn"
 SLOW = "float8_e5m2"
 # Formats whose grid holds every point of a base's: its own, and what has more bits of mantissa at scales a power of two apart.
 ON_ITS_GRID = {"float8_e5m2": {"float8_e5m2", "float8_e4m3fn"}}
+
+
+# Formats whose product takes a stored input scale.
+SCALED = frozenset(name for name, form in FORMATS.items() if form.INPUT_AMAX is not None and name != SLOW)
+
+
+def input_scale(forms: Forms, key: str, spec: TensorSpec, amax: Mapping[str, float]) -> float | None:
+    """`input_scale` of the layer of a weight, a float32; None: none is stored. amax: layer -> largest activation."""
+    form, layer = forms.of(key, spec), precision.layer_of(key)
+    if forms.name(key, spec) is None or form.NAME not in SCALED:
+        return None
+    if layer in amax:
+        return torch.tensor(amax[layer] / form.INPUT_AMAX, dtype=torch.float32).item()
+    return 1.0 if form.NAME == SCALE_OF_ONE and not forms.is_full_precision(key) else None
 
 
 def forms_of(expert: ExpertPlan, output: Output) -> Forms:

@@ -20,6 +20,7 @@ from .plan import Plan
 from .solve_budget import byte_counts, error_of, predicted, solve_budget
 from .trial import Trial, Wanted, measure, readings
 
+LINEARS = ("q", "k", "v", "o", "k_img", "v_img", "0", "2")   # of each kind, as comfy/ldm/wan/model.py makes them
 __all__ = ["Solved", "byte_counts", "error_of", "picture", "predicted", "solve"]
 
 
@@ -87,10 +88,16 @@ def _decide(expert: ExpertPlan, choices: dict[str, Choice], trials: dict[str, Tr
 def picture(choices: dict[str, Choice]) -> dict:
     """{"kinds": [layer within its block], "cells": [[format of each kind] per block]} for web/plan.js; None where there is none."""
     place = {layer: layer.split(".", 2) for layer in choices if layer.startswith("blocks.")}
-    kinds = sorted({kind for _, _, kind in place.values()}, key=lambda kind: (KINDS.index(kind.split(".")[0]), kind))
+    kinds = sorted({kind for _, _, kind in place.values()}, key=_in_block)
     blocks = 1 + max((int(number) for _, number, _ in place.values()), default=-1)
     cells = [[_cell(choices.get(f"blocks.{number}.{kind}")) for kind in kinds] for number in range(blocks)]
     return {"kinds": kinds, "cells": cells}
+
+
+def _in_block(kind: str) -> tuple[int, int]:
+    """Where a block of the model has it: self-attention first, and there q, k, v, o."""
+    part, name = kind.split(".")
+    return KINDS.index(part), LINEARS.index(name)
 
 
 def _cell(choice: Choice | None) -> str | None:

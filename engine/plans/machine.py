@@ -44,8 +44,8 @@ class Machine:
 
     vendor: nvidia, amd, intel, cpu or another; capability: of an NVIDIA card, else None; torch, comfyui: versions; cuda: what
     torch is built for, None without. formats: keys of QUANT_ALGOS. fp8, nvfp4, mxfp8: what comfy.model_management's supports_*
-    say. kernels: those of KERNELS' values that a backend of comfy-kitchen other than `eager` has registered, enabled and, by its
-    min_compute_capability, for this card.
+    say. kernels: those of KERNELS' values that a backend of comfy-kitchen other than `eager` has registered and enabled, for
+    whatever card: `comfy_kitchen.list_backends` does not look at the capability that each needs. None on a processor.
     """
 
     vendor: str
@@ -127,7 +127,8 @@ def _integer(form: str, facts: Machine) -> Verdict:
         return Verdict(FAILS, SIXTEEN, f"torch {facts.torch} has no INT8 product on Arc, 2.9 is needed")
     if facts.vendor == "nvidia" and facts.capability and facts.capability < INT8_CAPABILITY:
         return Verdict(EMULATED, SIXTEEN, "comfy-kitchen's INT kernels start at compute capability 7.5; plain torch, untested")
-    has_kernel = KERNELS[form] in facts.kernels
+    has_kernel = KERNELS[form] in facts.kernels and not (form == "asym_w4a8_int8" and facts.capability
+                                                         and facts.capability < W4A8_CAPABILITY)
     if form == "convrot_w4a4" and not has_kernel:
         return Verdict(EMULATED, SIXTEEN, f"{off}: {W4A4_SLOW}" if off else W4A4_SLOW)
     if form == "convrot_w4a4" and (facts.vendor == "amd" or (facts.capability or (0,))[0] in INT4_MAJORS):

@@ -46,7 +46,7 @@ def quantized(name: str, formats, scales=None, **conf) -> str:
             weights[key] = weight
             continue
         options = {"per_channel": True, "convrot": conf.get("convrot", False)} if form == "int8_tensorwise" else {}
-        options |= {"scale": "recalculate"} if form in activations.FP8 else {}
+        options |= {"scale": "recalculate"} if form.startswith("float8") else {}
         weights |= QuantizedTensor.from_float(weight.float(), LAYOUTS[form], **options).state_dict(key)
         weights[f"{layer}.comfy_quant"] = torch.tensor(list(json.dumps({"format": form, **conf}).encode()), dtype=torch.uint8)
         if scales and layer in scales:
@@ -204,10 +204,12 @@ def native_fp8() -> None:
     native = load(path)
     FOUND["native fp8"] = [apart(ours, sample(native)), apart(without, sample(native)), len(emulated(native, layers, "rtx40")),
                            len(emulated(plain, layers, None))]
-    forty, activations.NATIVE["rtx40"] = activations.NATIVE["rtx40"], set()
+    forty, activations.NATIVE_UNITS["rtx40"] = activations.NATIVE_UNITS["rtx40"], {}
     FOUND["read back"] = [torch.equal(sample(emulate(native, layers, "rtx40")), without), describe(native, layers, "rtx40"),
                           torch.equal(sample(native), without)]
-    activations.NATIVE["rtx40"], mm.SUPPORT_FP8_OPS = forty, native_of
+    activations.NATIVE_UNITS["rtx40"], mm.SUPPORT_FP8_OPS = forty, native_of
+    fives = {name: layer._replace(format="float8_e5m2") for name, layer in layers.items()}
+    FOUND["e5m2"] = [list(emulated(plain, fives, card)) for card in ("rtx40", "rtx50")]
     whole = load(quantized("fp8_whole", forms, scales, full_precision_matrix_mult=True))
     FOUND["full precision"] = [len(layers_of(whole)), len(emulated(whole, layers_of(whole), "rtx50"))]
 
@@ -227,6 +229,9 @@ def integers() -> None:
         x = torch.randn(2, 9, 512, generator=torch.Generator().manual_seed(2))
         product = torch.nn.functional.linear(rounded(x, layers["blocks.0.ffn.2"]), one.dequantize())
         FOUND[f"product {name}"] = apart(product, torch.nn.functional.linear(x, one))
+        if form == "convrot_w4a4":                 # INT4 on RTX 40, INT8 with 8-bit inputs on RTX 50
+            FOUND["w4a4 inputs"] = [sorted({each.format for each in emulated(plain, layers, card).values()})
+                                    for card in ("rtx40", "rtx50")] + [describe(plain, layers, "rtx50")]
         FOUND[f"integers {name}"] = [apart(sample(emulate(plain, layers, None)), answer), apart(sample(plain), answer),
                                      len(emulated(plain, layers, None)), len(emulated(file, layers, "rtx50"))]
 
@@ -269,7 +274,8 @@ def previews() -> None:
 
 
 def node() -> None:
-    saved = Files((types.SimpleNamespace(name="mixed.safetensors", path=mixed_file()[0], role="model", format="plan"),))
+    saved = Files((types.SimpleNamespace(name="mixed.safetensors", path=mixed_file()[0], role="model", format="plan",
+                                        label="plan"),))
     clone = Wan22LoadSaved.PREPARE_CLASS_CLONE({"hidden_inputs": {io.Hidden.unique_id: "7"}})
     for name in EMULATIONS:
         told = clone.EXECUTE_NORMALIZED(files=saved, expert="auto", format="any", activations=name)

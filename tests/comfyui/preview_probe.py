@@ -29,8 +29,9 @@ from in_process import (
     write_model,
 )
 from wan22_master.engine.preview import Preview, settle
-from wan22_master.nodes.preview import base_of, check_host, describe, path_of
+from wan22_master.nodes.preview import describe
 from wan22_master.nodes.preview_adapter import PreviewAdapter, PreviewJob, preview_of, put_on
+from wan22_master.nodes.preview_host import base_of, check_host, path_of
 
 ROLES, DIALECTS = ("high_noise", "low_noise"), ("native", "kohya", "native", "kohya", "native")
 FOUND: dict = {}
@@ -121,7 +122,6 @@ def refusals(experts: dict, passes: list) -> None:
     FOUND["lora before"] = error_of(preview_model, experts, passes, "high_noise", patched)
     twice = preview_model(experts, passes, "high_noise")
     FOUND["preview before"] = error_of(preview_model, experts, passes, "high_noise", twice)
-    FOUND["quantized format"] = error_of(preview, experts, passes, "high_noise", format_name="float8_e4m3fn")
     fp8 = comfy.sd.load_diffusion_model(path, {"dtype": torch.float8_e4m3fn})
     FOUND["fp8 weight_dtype"] = error_of(check_host, fp8, path, approximate=False)
     FOUND["other file"] = error_of(check_host, comfy.sd.load_diffusion_model(experts["low_noise"]), path, approximate=False)

@@ -77,6 +77,15 @@ def test_integer_layers_of_a_plain_model_are_rounded_as_their_file_is_everywhere
     assert emulated < plain / 3 and layers == 20 and again == 0
 
 
+def test_where_int8_takes_a_weight_of_w4a4_its_input_keeps_8_bit(probed):
+    forty, fifty, text = probed["w4a4 inputs"]     # comfy_kitchen/backends/cuda, convrot_w4a4_linear: no INT4 from SM 9.0 on
+    assert (forty, fifty) == (["convrot_w4a4"], ["asym_w4a8_int8"]) and "rounded as on RTX 50 (convrot_w4a4)" in text
+
+
+def test_an_e5m2_layer_that_no_card_multiplies_is_not_emulated(probed):
+    assert probed["e5m2"] == [[], []]
+
+
 def test_a_pre_quant_scale_is_applied_once_and_before_the_rounding(probed):
     assert probed["smoothed"] < 1e-6               # two more roundings in float32
 

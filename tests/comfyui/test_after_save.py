@@ -36,8 +36,10 @@ def test_a_file_that_would_make_a_black_video_is_an_error_that_names_it(probed, 
     assert "black video" in probed[name]
 
 
-def test_a_reference_that_is_not_finite_is_blamed_itself(probed):
-    assert "x100.safetensors: its reference: expected finite numbers" in probed["reference"]
+def test_a_reference_that_is_not_finite_is_blamed_itself_and_the_file_passes(probed):
+    lines, found = probed["reference"]
+    assert lines[0].startswith("x100.safetensors: ComfyUI loads it; finite at sigma") and found["differences"] is None
+    assert lines[1].startswith("x100.safetensors: PROBLEM: its reference: expected finite numbers at sigma 0.95, found NaN")
 
 
 def test_what_comfyui_complains_about_while_loading_is_told(probed):

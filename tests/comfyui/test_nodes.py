@@ -20,7 +20,7 @@ INPUTS = {
     "Wan22Quantize": "model format activations experts more unsampled plan scales search int8_scaling kept_dtype rounding suffix",
     "Wan22SaveModel": "job title version name custom_name folder subfolder on_exists metadata lora_names plan_only device order "
                       "after_save",
-    "Wan22LoadSaved": "files expert format activations",
+    "Wan22LoadSaved": "files expert format activations label",
     "Wan22LoraList": "loras missing_half stack",
     "Wan22ImportLoraStack": "lora_stack side missing_half stack",
     "Wan22MergeCheckpoints": "a b method strength_high strength_low density drop_seed blocks c",

@@ -10,11 +10,13 @@ import numpy
 import pytest
 import torch
 from comfy_server import text_of
-from graphs import input_scales, node, precision_plan, quantize, sampling, save
+from graphs import input_scales, node, plain_loader, precision_plan, quantize, sampling, save
 from plan_models import (
+    ALONE,
     INJECT,
     LAYERS,
     LOAD,
+    LORA,
     PLAN,
     QUANTIZE,
     ROLES,
@@ -27,7 +29,7 @@ from plan_models import (
     user_folder,
     write_eight,
 )
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from wan22_master.engine.synthetic import model_shapes
 
 SUMMARY = {"blocks.1.self_attn.q": 4.0, "blocks.1.self_attn.k": 5.0, "blocks.1.cross_attn.k": 3.0, "blocks.2.ffn.0": 70.0}
@@ -122,6 +124,26 @@ def test_one_format_twice_needs_a_suffix(server):
     graph["10"]["inputs"]["suffix"] = "fast"
     rows = server.run(graph)[SAVE]["wan22_table"][0]["rows"]
     assert [row[1] for row in rows] == ["nvfp4_fast", "nvfp4"] * 2 and len({row[-1] for row in rows}) == 4
+    graph |= {SAVE: save([QUANTIZE, 0]), "31": node("Wan22TestReport", model=["20", 0])}
+    both = "found 2 (high_noise nvfp4_fast, high_noise nvfp4); write one of these names into label, as nvfp4_fast"
+    assert both in server.fail(graph | {"20": loaders()[0]}) and both in server.fail(graph | {"20": loaders(format="nvfp4")[0]})
+    for row in rows[:2]:
+        told = text_of(server.run(graph | {"20": loaders(label=row[1])[0]}), "20")
+        assert told.splitlines()[0] == f"loaded {Path(row[-1]).name}"
+    assert "format any, label mine; saved was high_noise nvfp4_fast" in server.fail(graph | {"20": loaders(label="mine")[0]})
+
+
+def test_what_a_lora_loader_added_to_a_quantized_model_is_rounded_stochastically_in_its_own_format(server):
+    base = {LOAD: node("Wan22LoadDualDiT", high_noise=ALONE, low_noise="(none)", allow_quantized_source=False)}
+    first = server.run(base | {QUANTIZE: quantize([LOAD, 0], "nvfp4"), SAVE: save([QUANTIZE, 0], title="onto")})
+    name = first[SAVE]["wan22_table"][0]["rows"][0][-1]
+    graph = {"40": plain_loader(name), "41": node("LoraLoaderModelOnly", model=["40", 0], lora_name=LORA, strength_model=1.0),
+             QUANTIZE: quantize(["41", 0], "nvfp4"), "42": quantize(["41", 0], "mxfp8", more=[QUANTIZE, 0]),
+             SAVE: save(["42", 0], title="moved"), "43": node("PreviewAny", source=[SAVE, 4])}
+    outputs = server.run(graph)
+    nvfp4, mxfp8 = json.loads(text_of(outputs, "43"))["experts"][0]["outputs"]
+    assert nvfp4["stochastic"] == LAYERS and mxfp8["stochastic"] == 0   # only in the format that the base is rounded to already
+    assert f"{LAYERS} nvfp4" in text_of(outputs, QUANTIZE)
 
 
 def test_the_table_before_a_run_tells_each_volume_and_the_order(server):
@@ -149,6 +171,36 @@ def test_after_saving_each_file_is_loaded_and_asked(server):
     text = text_of(server.run(graph), SAVE)
     assert "nvfp4_mixed.safetensors: ComfyUI loads it; finite at sigma 0.98 and 0.92; differs from the preview by" in text
     assert "PROBLEM" not in text and "64 nvfp4 (error 8." in text and "of the merge" in text
+    # What was told before the run stays in what is told after it
+    assert re.search(r"planned: .+ GB more in the end, .+ GB at the peak, .+ GB free; order: all at once", text)
+
+
+def test_after_saving_onto_a_quantized_base_the_file_is_asked_and_compared_with_nothing(server):
+    base = {LOAD: node("Wan22LoadDualDiT", high_noise=ALONE, low_noise="(none)", allow_quantized_source=False)}
+    name = server.run(base | {QUANTIZE: quantize([LOAD, 0], "nvfp4"), SAVE: save([QUANTIZE, 0], title="packed")})[SAVE][
+        "wan22_table"][0]["rows"][0][-1]
+    base = {LOAD: node("Wan22LoadDualDiT", high_noise=name, low_noise="(none)", allow_quantized_source=True),
+            QUANTIZE: quantize([LOAD, 0], "bf16")}
+    model = {"40": plain_loader(name), QUANTIZE: quantize(["40", 0], "bf16")}
+    for graph, why in ((base, "the base is quantized (nvfp4)"), (model, "the MODEL is quantized (nvfp4)")):
+        told = f"after_save: loaded and asked, but compared with nothing: {why}"
+        planned = server.run(graph | {SAVE: save([QUANTIZE, 0], title="again", plan_only=True, after_save=True)})
+        assert told in text_of(planned, SAVE)
+        text = text_of(server.run(graph | {SAVE: save([QUANTIZE, 0], title="again", after_save=True)}), SAVE)
+        assert told in text and "ComfyUI loads it; finite at sigma 0.95 and 0.3\n" in text and "differs" not in text
+
+
+def test_a_file_that_would_be_black_is_an_error_but_stays_and_is_not_written_twice(server):
+    broken = server.models() / "broken.safetensors"
+    weights = load_file(server.models() / ALONE)
+    save_file(weights | {"blocks.1.ffn.2.bias": weights["blocks.1.ffn.2.bias"].float().mul(1e38).bfloat16()}, broken)
+    graph = {LOAD: node("Wan22LoadDualDiT", high_noise=broken.name, low_noise="(none)", allow_quantized_source=False),
+             QUANTIZE: quantize([LOAD, 0], "nvfp4"), SAVE: save([QUANTIZE, 0], title="black", after_save=True)}
+    told = server.fail(graph)
+    assert "the saved model: expected finite numbers at sigma 0.95, found NaN or infinity" in told and "the file is there" in told
+    graph[SAVE] = save([QUANTIZE, 0], title="black")
+    assert "already up to date" in text_of(server.run(graph), SAVE)
+    broken.unlink()
 
 
 def latent(server, graph: dict, name: str) -> torch.Tensor:
@@ -164,7 +216,7 @@ def previews(**changes) -> list[dict]:
 
 
 def loaders(**changes) -> list[dict]:
-    return [node("Wan22LoadSaved", files=[SAVE, 0], expert=role, format="any", **changes) for role in ROLES]
+    return [node("Wan22LoadSaved", files=[SAVE, 0], expert=role, **({"format": "any"} | changes)) for role in ROLES]
 
 
 def apart(first: torch.Tensor, second: torch.Tensor) -> float:

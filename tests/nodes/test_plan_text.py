@@ -49,6 +49,7 @@ def test_each_cell_says_what_its_layer_becomes():
              for kind, cell in zip(found["kinds"], row, strict=True)}
     assert place.pop("blocks.1.cross_attn.k") == "float8_e4m3fn 16-bit" and place.pop("blocks.0.ffn.2") == "keep"
     assert set(place.values()) == {"nvfp4"} and len(place) == 18
+    assert found["kinds"] == [*(f"{kind}.{name}" for kind in ("self_attn", "cross_attn") for name in "qkvo"), "ffn.0", "ffn.2"]
 
 
 def test_errors_are_told_where_every_layer_was_tried():

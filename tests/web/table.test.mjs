@@ -4,7 +4,7 @@ import test from "node:test";
 
 import { drawTable, drawText, parts } from "../../web/table.js";
 
-const NOTHING = { report: null, conflicts: null, table: null, text: null };
+const NOTHING = { report: null, conflicts: null, plan: null, table: null, text: null };
 
 test("a file name has a line of its own above the numbers of its row", () => {
   const html = drawTable({ head: ["format", "size", "file"], rows: [["bf16", "28.6 GB", "mix.safetensors"]] });
@@ -21,6 +21,9 @@ test("a message is taken apart, and a message of another kind has no parts", () 
   assert.deepEqual(parts({ text: ["a"], wan22_table: [{ head: [] }] }), { ...NOTHING, table: { head: [] }, text: ["a"] });
   assert.deepEqual(parts({ wan22_report: [{ version: 1 }], text: "b" }), { ...NOTHING, report: { version: 1 }, text: ["b"] });
   assert.deepEqual(parts({ wan22_conflicts: [{ version: 1 }] }), { ...NOTHING, conflicts: { version: 1 } });
+  const both = parts({ text: ["a"], wan22_plan: [{ version: 1 }] });
+  assert.deepEqual(both, { ...NOTHING, plan: { version: 1 }, text: ["a"] });
+  assert.deepEqual(Object.keys(both), ["report", "conflicts", "plan", "table", "text"]);
   assert.deepEqual(parts({ images: [] }), NOTHING);
   assert.deepEqual(parts(null), NOTHING);
 });

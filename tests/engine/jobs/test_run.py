@@ -335,7 +335,7 @@ def test_an_output_that_is_done_stays_when_a_later_one_of_its_expert_fails(tmp_p
 
     monkeypatch.setattr(write_expert.verify, "check", faulty)
     with pytest.raises(PlanError, match=r"mix_high_fp8_scaled\.safetensors: a: verify failed: faulty disk; .*finished all the "
-                                        r"same: mix_high_bf16\.safetensors, mix_low_bf16\.safetensors; when that is mended, run the same"):
+                                        r"same: mix_high_bf16\.safetensors, mix_low_bf16\.safetensors; when that is mended, run"):
         tiny.go(wish, tmp_path / "r")
     monkeypatch.undo()
     told = tiny.go(wish, tmp_path / "r")

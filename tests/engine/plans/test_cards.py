@@ -29,7 +29,7 @@ def machine(card, **changes):
     """A machine with a torch, a ComfyUI and kernels that leave nothing out."""
     vendor = {"rdna": "amd", "arc": "intel", "cpu": "cpu"}.get(card, "nvidia")
     capability = CAPABILITIES.get(card)
-    kernels = KERNELS if card in {"rtx50", "rtx40", "rtx30", "rdna"} else KERNELS - {"w4a8_int8_linear"} if card == "rtx20" else ()
+    kernels = KERNELS if capability or card == "rdna" else ()        # of a backend, listed for each of its cards alike
     facts = {"vendor": vendor, "capability": capability, "torch": "2.13.0+cu130", "cuda": "13.0" if capability else None,
              "comfyui": "0.33.0", "formats": frozenset(AFTER), "fp8": bool(capability) and capability >= (8, 9),
              "nvfp4": card == "rtx50", "mxfp8": card == "rtx50", "kernels": frozenset(kernels)}
@@ -60,6 +60,8 @@ def test_w4a8_below_sm80_has_no_kernel_but_still_multiplies_in_int8(card):
     kernel = CAPABILITIES[card] >= AsymW4A8Int8Layout.MIN_SM_VERSION
     assert judge("asym_w4a8_int8", card).unit == "int8"
     assert ("unpacked by plain torch" in judge("asym_w4a8_int8", card).reason) == (not kernel)
+    by_facts = judge_machine("asym_w4a8_int8", machine(card))
+    assert by_facts.unit == "int8" and ("unpacked at every call" in by_facts.reason) == (not kernel)
 
 
 @pytest.mark.parametrize(("card", "capability"), [*CAPABILITIES.items(), ("rtx40", (9, 0)), ("rtx50", (10, 0))])
