@@ -14,10 +14,10 @@ from .bases.shards import find_files
 from .device import full_float32
 from .errors import SourceError
 from .jobs.carry import Ride, carry_all, stored_bytes
-from .jobs.file_plan import forms_of, noisy_keys
 from .jobs.line import Line
 from .jobs.output import Band, quantize
 from .jobs.plan import Plan
+from .jobs.stored_as import forms_of, noisy_keys
 from .kept import Kept, Stored
 from .memory import Peak
 from .merging.adaptive import store

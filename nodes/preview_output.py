@@ -2,7 +2,7 @@
 import json
 
 from ..engine.errors import RecipeError
-from ..engine.jobs.file_plan import input_scale
+from ..engine.jobs.stored_as import input_scale
 from ..engine.plans.as_output import as_output
 from ..engine.plans.plan import PrecisionPlan
 from ..engine.precision import layer_of

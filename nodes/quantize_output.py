@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from comfy_api.latest import io
 
 from ..engine.errors import RecipeError
-from ..engine.jobs.file_plan import SCALED
+from ..engine.jobs.stored_as import SCALED
 from ..engine.plans.as_output import as_output
 from ..engine.plans.cards import newest
 from ..engine.plans.plan import KEPT_DTYPES, PrecisionPlan

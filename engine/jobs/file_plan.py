@@ -2,24 +2,19 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import torch
 
-from ...quant.formats import FORMATS
 from .. import precision
-from ..errors import PlanError
 from ..plans.cards import FLOATS
 from ..precision import Forms
 from ..recipes.recipe import Mix, Output, Pass, Recipe
-from ..specs import TensorSpec
 from ..version import ENGINE, MERGE
 from . import layout, metadata
 from .experts import ExpertPlan
+from .stored_as import check_layers, forms_of, input_scale
 from .targets import Target
-
-FAST = "fast_uncalibrated"
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,7 @@ def lay_out(recipe: Recipe, expert: ExpertPlan, output: Output, sha256: dict[str
 
     Raises PlanError for a tensor that its format cannot hold.
     """
-    _check_layers(expert, output)
+    check_layers(expert, output)
     forms, body, entries, scales = forms_of(expert, output), {}, {}, {}
     amax = output.input_amax.get(expert.role, {})
     for key in expert.order:
@@ -58,67 +53,6 @@ def lay_out(recipe: Recipe, expert: ExpertPlan, output: Output, sha256: dict[str
             if scale is not None:
                 scales[layer + ".input_scale"] = _float32(scale)
     return layout.place(body, entries, scales, _metadata(recipe, expert, output, sha256))
-
-
-def _check_layers(expert: ExpertPlan, output: Output) -> None:
-    """Raise PlanError for a layer that this expert does not have, or a plan that says nothing of it: of another model, most
-    likely."""
-    linears, role = {precision.layer_of(key) for key in expert.block_linears}, expert.role
-    for name in ("layers", "full_precision", "input_amax"):
-        found = getattr(output, name)
-        strange = [layer for layer in found.get(role, ()) if layer not in linears]
-        if strange:
-            more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
-            raise PlanError(f"{expert.source.name}: {output.label}: {name}: expected linears of this model's blocks, found "
-                            f"{strange[0]}{more}; make the plan or scales of this model")
-    if output.plan and role not in output.layers:
-        raise PlanError(f"{expert.source.name}: {output.label}: expected the plan to name {role}, found "
-                        f"{' and '.join(output.layers) or 'no expert'}; make a plan for {role} too, or leave it out of this output")
-
-
-# The format for which ComfyUI takes an input scale of 1.0 in silence where there is none (comfy/quant_ops.py): it is written out.
-SCALE_OF_ONE = "float8_e4m3fn"
-# CUDA has no product of two E5M2 matrices, and ComfyUI would quantize the input to E5M2 too: such a file would stop at its first
-# step, so its layers are always multiplied in 16 bit.
-SLOW = "float8_e5m2"
-# Formats whose grid holds every point of a base's: its own, and what has more bits of mantissa at scales a power of two apart.
-ON_ITS_GRID = {"float8_e5m2": {"float8_e5m2", "float8_e4m3fn"}}
-
-
-# Formats whose product takes a stored input scale.
-SCALED = frozenset(name for name, form in FORMATS.items() if form.INPUT_AMAX is not None and name != SLOW)
-
-
-def input_scale(forms: Forms, key: str, spec: TensorSpec, amax: Mapping[str, float]) -> float | None:
-    """`input_scale` of the layer of a weight, a float32; None: none is stored. amax: layer -> largest activation."""
-    form, layer = forms.of(key, spec), precision.layer_of(key)
-    if forms.name(key, spec) is None or form.NAME not in SCALED:
-        return None
-    if layer in amax:
-        return torch.tensor(amax[layer] / form.INPUT_AMAX, dtype=torch.float32).item()
-    return 1.0 if form.NAME == SCALE_OF_ONE and not forms.is_full_precision(key) else None
-
-
-def forms_of(expert: ExpertPlan, output: Output) -> Forms:
-    """What each tensor of this expert is stored as. A quantized layer without an input scale follows `activations`."""
-    forms, scaled = output.forms(expert.role), output.input_amax.get(expert.role, {})
-    names = {key: name for key, spec in expert.specs.items() if (name := forms.name(key, spec))}
-    slow = {precision.layer_of(key) for key, name in names.items()
-            if name == SLOW or (output.activations != FAST and not (
-                precision.layer_of(key) in scaled and forms.of(key, expert.specs[key]).INPUT_AMAX))}
-    return replace(forms, full_precision=forms.full_precision | slow)
-
-
-def noisy_keys(expert: ExpertPlan, output: Output) -> frozenset[str]:
-    """Keys whose codes are rounded stochastically: a delta was added to a weight that lies on the output's own grid already, where
-    rounding to nearest would put most of it back. Anywhere else nearest loses nothing of it, at a smaller error."""
-    grids, forms = expert.source.formats, output.forms(expert.role)
-    if output.rounding != "auto":
-        return frozenset()
-    moved = {*expert.contributions, *expert.source.moved}
-    names = {key: forms.name(key, expert.specs[key]) for key in moved if key in grids}
-    return frozenset(key for key, name in names.items() if name in ON_ITS_GRID.get(grids[key], {grids[key]})
-                     and forms.of(key, expert.specs[key]).STOCHASTIC)
 
 
 def _float32(value: float) -> bytes:

@@ -22,8 +22,9 @@ from . import order as orders
 from .carry import Ride
 from .estimate import estimate
 from .experts import ExpertPlan, plan_expert, weigh
-from .file_plan import OutputPlan, forms_of, identify, lay_out, noisy_keys
+from .file_plan import OutputPlan, identify, lay_out
 from .grade import grade
+from .stored_as import forms_of, noisy_keys
 
 
 @dataclass
