@@ -69,7 +69,8 @@ class Wan22SaveModel(io.ComfyNode):
         with stoppable() as wish, plan_recipe(recipe, reports, check_space=not plan_only, should_stop=wish, sources=models) as plan:
             rows, header = plan.rows(), headers(plan)
             told, volumes = {"wan22_table": (table(rows),)}, plan.volumes()
-            room = volume_lines(volumes, plan.order)
+            # all files go into one folder, known by its label: a picture of the graph shall not show whose disk it is
+            room = volume_lines([{**each, "volume": folder} for each in volumes], plan.order)
             if plan_only:
                 lines = [*room, *reference_lines(alone), *plan_lines(plan.notices), *leftover_lines(target)]
                 told["text"] = ("\n".join(lines),)
