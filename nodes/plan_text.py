@@ -2,7 +2,8 @@
 from ..engine.jobs.experts import ExpertPlan
 from ..engine.jobs.solve import Solved, byte_counts, error_of, predicted
 from ..engine.jobs.solve import picture as cells_of
-from ..engine.plans.of_file import card_lines
+from ..engine.plans import shares
+from ..engine.plans.of_file import card_lines, card_reasons
 from ..engine.plans.plan import KEEP, PrecisionPlan, counts
 from ..quant.formats import DEFAULT
 
@@ -34,3 +35,17 @@ def table(solved: Solved) -> list[str]:
         lines += [f"  {layer}: {each.format}{', product in 16 bit' if each.full_precision and each.format != KEEP else ''}: "
                   f"{each.reason}" for layer, each in choices.items()]
     return lines
+
+
+def on_cards(experts: list[ExpertPlan], solved: Solved) -> list[str]:
+    """What each class of card makes of each expert, and why."""
+    return [f"{expert.role}: {line}" for expert in experts for line in card_reasons(expert.specs, solved.plan.experts[expert.role])]
+
+
+def on_card(experts: list[ExpertPlan], solved: Solved, card: str) -> list[str]:
+    """What runs where on one class of card, and why; experts of which the same is true in one place."""
+    said: dict[str, list[str]] = {}
+    for expert in experts:
+        lines = shares.lines(expert.specs, solved.plan.experts[expert.role], card)
+        said.setdefault("\n  ".join(lines), []).append(expert.role)
+    return [f"{' and '.join(roles)}, cards as this machine's: {lines}" for lines, roles in said.items()]

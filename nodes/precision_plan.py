@@ -8,10 +8,10 @@ from comfy_api.latest import io
 from ..engine.jobs.plan import plan_recipe
 from ..engine.jobs.solve import solve
 from ..engine.plans.plan import PrecisionPlan, counts
-from . import plan_files, sockets
+from . import machine, plan_files, sockets
 from . import precision_plan_widgets as widgets
 from .handles import Plan
-from .plan_text import picture, table
+from .plan_text import on_card, on_cards, picture, table
 from .progress import device_for, stoppable, watched
 from .recipes import recipe_of, reports_folder
 
@@ -51,12 +51,13 @@ class Wan22PrecisionPlan(io.ComfyNode):
               watched(cls.hidden.unique_id, plan.device.torch_device.type) as watch):
             solved = solve(plan, request, reports=reports, should_stop=watch.should_stop, on_progress=watch.on_progress)
             solved = replace(solved, plan=replace(solved.plan, title=title_of(solved.plan, asked)))
-            drawn = picture(plan.experts, solved)
+            drawn, rows = picture(plan.experts, solved), [*table(solved), *on_cards(plan.experts, solved)]
+            here = on_card(plan.experts, solved, machine.card())
         if asked["save_as"].strip():
             solved.plan.save(plan_files.target(asked["save_as"]))
-        told = [*(f"note: {notice}" for notice in solved.plan.notices)]
-        text = "\n".join([*table(solved), *told])
-        shown = {"wan22_plan": (drawn,), "text": ("\n".join(told),) if told else ()}
+        told = [f"note: {notice}" for notice in solved.plan.notices]
+        text = "\n".join([*rows, *told])
+        shown = {"wan22_plan": (drawn,), "text": ("\n".join([*here, *told]),)}
         return io.NodeOutput(Plan(solved.plan.title, json.dumps(solved.plan.to_json())), text, ui=shown)
 
 

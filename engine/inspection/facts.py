@@ -58,7 +58,7 @@ def inspect(path: str | os.PathLike) -> dict:
         "what": what, "role": role.role, "evidence": role.evidence, "dtypes": dtypes,
         "kept": _dtypes(_kept(stated)), "quantized": _counted(stated), "layers": layers, "input_scales": _input_scales(layers),
         "problems": list(map(dataclasses.asdict, problems)),
-        "cards": of_file.card_lines(specs, of_file.choices_of(layers)) if specs and layers else [],
+        "cards": of_file.card_reasons(specs, of_file.choices_of(layers)) if specs and layers else [],
         "opens_in": [] if lora else openers.of_model(stated, problems, dtypes, len(headers)),
         "recipe": _recipe(path, metadata), "lora": lora, "metadata": metadata,
     }

@@ -97,11 +97,6 @@ def native_formats(card: str) -> tuple[str, ...]:
     return tuple(NATIVE_UNITS[card])
 
 
-def floor(form: str) -> str | None:
-    """Which ComfyUI loads a format, in words; None: every one."""
-    return f"ComfyUI newer than {AFTER[form]}" if form in AFTER else None
-
-
 def newest(forms: set[str]) -> str | None:
     """Which ComfyUI a file needs that holds several formats; None: every one."""
     floors = sorted((AFTER[form] for form in forms if form in AFTER), key=lambda text: [int(part) for part in text.split(".")])

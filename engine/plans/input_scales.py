@@ -14,12 +14,13 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from ...quant.formats import FORMATS
 from ..bases import stated as reader
 from ..bases.shards import find_files, read_headers
 from ..errors import RecipeError, SourceError
 
 MARGIN = 2.0
-INPUT_AMAX = {"nvfp4": 448.0 * 6.0, "float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}   # largest number of each format
+INPUT_AMAX = {name: FORMATS[name].INPUT_AMAX for name in ("nvfp4", "float8_e4m3fn", "float8_e5m2")}
 ENDING = ".input_scale"
 BLOCK = re.compile(r"((?:vace_)?blocks\.\d+)\.(.+)")
 SHOWN = 3                                          # names in a notice

@@ -6,7 +6,6 @@ A layer is the key of a block linear without `.weight`; every block linear of th
 says the same, whatever preset or file it came from. All other tensors stay as `kept_dtype` says.
 """
 import dataclasses
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from ..precision import KEEP, SOURCE, is_block_linear
 from ..recipes import checks
 from ..recipes.output import ROLES
 from ..specs import TensorSpec
+from ..system import write_json
 
 KEPT_DTYPES = (SOURCE, "bf16", "fp16")
 VERSION = 1
@@ -78,11 +78,8 @@ class PrecisionPlan:
         return checks.record(cls)({name: each for name, each in found.items() if name != "version"}, where)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the plan as JSON, whole or not at all. Raises OSError."""
-        part = f"{os.fspath(path)}.part"
-        with open(part, "w", encoding="utf-8") as file:
-            json.dump(self.to_json(), file, indent=1, ensure_ascii=False)
-        os.replace(part, path)
+        """Write the plan as JSON, whole or not at all. Raises PlanError naming the file."""
+        write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "PrecisionPlan":

@@ -10,7 +10,7 @@ from wan22_master.engine.plans.plan import Choice, PrecisionPlan
 from wan22_master.engine.precision import processing_order
 from wan22_master.engine.specs import TensorSpec
 from wan22_master.engine.synthetic import Sizes, model_shapes
-from wan22_master.nodes.plan_text import picture, table
+from wan22_master.nodes.plan_text import on_card, on_cards, picture, table
 from wan22_master.quant.formats import form_of
 
 SPECS = {key: TensorSpec(shape, torch.bfloat16) for key, shape in model_shapes(Sizes(dim=128, ffn=256, blocks=2)).items()}
@@ -72,3 +72,14 @@ def test_the_table_names_every_layer_with_its_reason():
     assert lines[0] == "low_noise: 18 nvfp4, 1 keep, 1 float8_e4m3fn" and len(lines) == 1 + len(LAYERS)
     assert "  blocks.1.cross_attn.k: float8_e4m3fn, product in 16 bit: listed" in lines
     assert "  blocks.0.ffn.2: keep: edge" in lines
+
+
+def test_every_class_of_card_is_told_with_what_runs_where_and_why():
+    lines = on_cards([EXPERT], Solved(PLAN, {}))
+    causes = [line for line in lines if line.startswith("low_noise:   ")]
+    assert any("FP4: " in line and "nvfp4: FP4 tensor cores" in line for line in causes)
+    assert any("16 bit: cross_attn.k: float8_e4m3fn, emulated: full precision is asked for" in line for line in causes)
+    heads = [line for line in lines if not line.startswith("low_noise:   ")]
+    assert [head.split(": ")[1] for head in heads] == ["RTX 50", "RTX 40, RTX 30, RTX 20, RDNA, Arc, any other"]
+    [here] = on_card([EXPERT], Solved(PLAN, {}), "rtx40")
+    assert here.startswith("low_noise, cards as this machine's: RTX 40: ") and "FP4 units came with RTX 50" in here

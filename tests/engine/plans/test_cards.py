@@ -15,7 +15,7 @@ from comfy_kitchen.tensor import (
     TensorCoreNVFP4Layout,
     TensorWiseINT8Layout,
 )
-from wan22_master.engine.plans.cards import AFTER, CARDS, FLOATS, INTS, PLAIN, UNITS, floor, judge, native_formats, newest
+from wan22_master.engine.plans.cards import AFTER, CARDS, FLOATS, INTS, PLAIN, UNITS, judge, native_formats, newest
 from wan22_master.engine.plans.machine import Machine, card_of, judge_machine
 from wan22_master.quant.formats import QUANTIZED
 
@@ -113,7 +113,7 @@ def test_fp8_on_amd_is_what_comfyui_says():
 
 def test_floors_are_versions_in_the_order_of_versions():
     assert newest({"nvfp4", "mxfp8", "bf16"}) == "ComfyUI newer than 0.17.0"  # as text 0.7.0 would come after 0.17.0
-    assert newest({"keep"}) is None and floor("bf16") is None and floor("nvfp4") == "ComfyUI newer than 0.7.0"
+    assert newest({"keep"}) is None and newest({"bf16"}) is None and newest({"nvfp4"}) == "ComfyUI newer than 0.7.0"
 
 
 ASK = """
