@@ -45,8 +45,8 @@ def carry_out(recipe_path: str, *, device: str | None, reports: Path | None, pla
     folder, stop = reports or Path(recipe.save.folder) / REPORTS, StopWish()
     with plan_recipe(recipe, folder, check_space=not plan_only, should_stop=stop) as plan:
         show(terminal.plan_lines(plan.experts, plan.notices))
+        show(terminal.plan_table(plan.rows(), plan.volumes(), plan.order))
         if plan_only:
-            show(terminal.plan_table(plan.rows(), plan.volumes(), plan.order))
             return None
         with terminal.ProgressBar(sys.stderr) as progress:
             report = run(plan, reports=folder, should_stop=stop, on_progress=progress)

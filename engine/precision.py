@@ -19,6 +19,7 @@ BLOCK_LINEAR = re.compile(r"(?:vace_)?blocks\.(\d+)\.(self_attn|cross_attn|ffn)\
 KINDS = ("self_attn", "cross_attn", "ffn")
 KEEP = "keep"                                      # in a precision plan: not quantized
 SOURCE = "source"                                  # what is not quantized keeps the dtype it came in
+KEPT_DTYPES = (SOURCE, "bf16", "fp16")             # what it may be stored in
 # A source in one of these grids is already lossy; what stays unquantized comes out in 16 bit.
 NARROW = {torch.float8_e4m3fn: torch.bfloat16, torch.float8_e5m2: torch.bfloat16, torch.float64: torch.float32}
 

@@ -3,17 +3,17 @@ from comfy_api.latest import io
 
 from ..engine.errors import RecipeError
 from ..engine.plans.cards import CARDS
-from ..engine.plans.plan import KEPT_DTYPES, one_format
+from ..engine.plans.plan import one_format
 from ..engine.plans.presets import HARDWARE, NAMES
 from ..engine.plans.request import PlanRequest, parse
-from ..engine.precision import KEEP
-from ..quant.formats import FORMATS, QUANTIZED
+from ..engine.precision import KEEP, KEPT_DTYPES
+from ..quant.formats import QUANTIZED_FORMS
 from . import machine, plan_files
 from .plan_files import NONE, PLANS
 
 THIS, AUTO = "this machine", "auto"
 SOURCES = ("preset", "size budget", "gguf", "one format", "plan file")
-FORMS = tuple(name for name in FORMATS if name in QUANTIZED)
+FORMS = tuple(QUANTIZED_FORMS)
 SWITCHES = {"cross_attn_qkvo": "Cross-attention q, k, v, o", "cross_attn_kv": "Cross-attention k and v, of 512 tokens of text,",
             "self_attn_qkvo": "Self-attention q, k, v, o", "ffn_up": "ffn.0", "ffn_down": "ffn.2"}
 

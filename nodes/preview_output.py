@@ -8,12 +8,12 @@ from ..engine.plans.plan import PrecisionPlan
 from ..engine.precision import layer_of
 from ..engine.preview import Preview
 from ..engine.recipes.output import Output, parse_output
-from ..quant.formats import FORMATS, QUANTIZED
+from ..quant.formats import QUANTIZED_FORMS
+from ..quant.plain import PLAIN
 from .block_layers import check_plan, layers_of
 from .rounded_input import LayerActivations
 
-PLAIN = ("bf16", "fp16", "fp32")                   # what layers multiply by as it is stored; the first is the default
-SHOWN = (*PLAIN, *(name for name in FORMATS if name in QUANTIZED))
+SHOWN = (*PLAIN, *QUANTIZED_FORMS)                  # the first, bf16, is the default
 
 
 def shown_output(dit, role: str, saved_as: str, plan, job) -> Output:

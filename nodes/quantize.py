@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ..engine.bases.roles import Role
 from ..engine.errors import RecipeError
+from ..engine.recipes.output import FAST, SIXTEEN
 from ..quant.formats import FORMATS
 from . import sockets
 from .bakeable import told
@@ -15,7 +16,7 @@ from .preview_adapter import preview_of
 from .quantize_output import asked, check_once, describe, more_inputs
 
 FIRST = next(iter(FORMATS))                        # what most people want, offered first
-ACTIVATIONS = {"fast, uncalibrated": "fast_uncalibrated", "16-bit": "16-bit"}
+ACTIVATIONS = {"fast, uncalibrated": FAST, "16-bit": SIXTEEN}
 ALL = "all"
 EXPERTS = (ALL, "high_noise", "low_noise")
 

@@ -9,9 +9,9 @@ from ..engine.errors import RecipeError
 from ..engine.jobs.stored_as import SCALED
 from ..engine.plans.as_output import as_output
 from ..engine.plans.cards import newest
-from ..engine.plans.plan import KEPT_DTYPES, PrecisionPlan
-from ..engine.precision import KEEP, SOURCE
-from ..engine.recipes.output import ROUNDINGS, parse_output
+from ..engine.plans.plan import PrecisionPlan
+from ..engine.precision import KEEP, KEPT_DTYPES, SOURCE
+from ..engine.recipes.output import ROUNDINGS, SIXTEEN, parse_output
 from ..engine.recipes.output import Output as RecipeOutput
 from ..quant.formats import INT8_SCALINGS, QUANTIZED, SEARCHES
 from . import sockets
@@ -21,7 +21,6 @@ from .machine import line
 from .model_source import sources_of
 
 UNCALIBRATED = "uncalibrated: the error of small activations is unknown, harmless above rms 0.03, 6 % at 0.01"
-SLOW = "16-bit"
 FP8 = "float8_e4m3fn"
 EMPTY = RecipeOutput("bf16")                       # every field at its default
 BY_ROLE = ("layers", "full_precision", "input_amax")
@@ -97,7 +96,7 @@ def describe(dit, output: Output) -> list[str]:
     name = found.label if output.experts == ("model",) else f"{found.label} for {' and '.join(output.experts)}"
     if found.format not in QUANTIZED:
         return [name]
-    slow = found.activations == SLOW and not found.input_amax
+    slow = found.activations == SIXTEEN and not found.input_amax
     others = {form for layers in found.layers.values() for form in layers.values()} - {KEEP}
     lines = [f"{name}{', 16-bit activations: smaller, not faster' if slow else ''}; needs {newest({found.format, *others})}"]
     lines += [f"  {line(form, full_precision=slow)}" for form in dict.fromkeys([found.format, *sorted(others)])]
@@ -115,6 +114,6 @@ def _scaled(found: RecipeOutput, role: str, layers: list[str]) -> list[str]:
     bare = Counter(form for layer, form in fit.items() if layer not in found.input_amax.get(role, {}))
     who = "" if role == "model" else f" of {role}"
     lines = [f"input scales for {len(fit) - bare.total()} of the {len(fit)} layers{who} that can have one"]
-    if found.activations == SLOW:
+    if found.activations == SIXTEEN:
         return lines + ([f"{bare.total()} layers{who} without one multiply in 16 bit"] if bare else [])
     return lines + ([f"{bare[FP8]} layers{who} in {FP8} without one are {UNCALIBRATED}"] if bare[FP8] else [])

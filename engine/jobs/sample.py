@@ -14,10 +14,10 @@ ROWS = 16
 GOLDEN = 2.399963229728653                         # radians: no row of cosines at this step is like another
 
 
-def rows_of(key: str, total: int, count: int = ROWS) -> list[int]:
-    """Up to `count` row numbers of a tensor, ascending; the same for the same key and size, everywhere."""
-    digest = b"".join(hashlib.sha256(f"{key}|{number}".encode()).digest()[:8] for number in range(count))
-    return sorted({int.from_bytes(digest[8 * n:8 * n + 8], "little") % total for n in range(count)}) if total else []
+def rows_of(key: str, total: int) -> list[int]:
+    """Up to ROWS row numbers of a tensor, ascending; the same for the same key and size, everywhere."""
+    digest = b"".join(hashlib.sha256(f"{key}|{number}".encode()).digest()[:8] for number in range(ROWS))
+    return sorted({int.from_bytes(digest[8 * n:8 * n + 8], "little") % total for n in range(ROWS)}) if total else []
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,10 @@ from ...quant.formats import FORMATS
 from .. import precision
 from ..errors import PlanError
 from ..precision import Forms
-from ..recipes.recipe import Output
+from ..recipes.output import FAST, Output
 from ..specs import TensorSpec
 from .experts import ExpertPlan
 
-FAST = "fast_uncalibrated"
 # The format for which ComfyUI takes an input scale of 1.0 in silence where there is none (comfy/quant_ops.py): it is written out.
 SCALE_OF_ONE = "float8_e4m3fn"
 # CUDA has no product of two E5M2 matrices, and ComfyUI would quantize the input to E5M2 too: such a file would stop at its first

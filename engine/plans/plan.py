@@ -14,13 +14,12 @@ from typing import Annotated
 from ...quant.formats import FORMATS, QUANTIZED
 from .. import strict_json
 from ..errors import RecipeError
-from ..precision import KEEP, SOURCE, is_block_linear
+from ..precision import KEEP, KEPT_DTYPES, SOURCE, is_block_linear
 from ..recipes import checks
 from ..recipes.output import ROLES
 from ..specs import TensorSpec
 from ..system import write_json
 
-KEPT_DTYPES = (SOURCE, "bf16", "fp16")
 VERSION = 1
 LARGEST = 8_000_000  # bytes; the plan of two 14B experts has 800 layers of about 200 bytes each
 

@@ -11,7 +11,6 @@ from .names import some
 from .plan import KEEP, Choice
 
 FOUR_BITS = frozenset({"nvfp4", "convrot_w4a4", "asym_w4a8_int8"})
-EIGHT_BITS = ("mxfp8", "float8_e4m3fn", "int8_tensorwise")
 Effects = Mapping[str, Mapping[str, float]]        # layer -> format -> effect over noise, of layers that something is merged into
 
 
@@ -28,7 +27,7 @@ def wanted(forms: set[str], eight: str) -> tuple[str, ...]:
 def promote(choices: Mapping[str, Choice], effects: Effects, threshold: float, eight: str) -> tuple[dict[str, Choice], list[str]]:
     """(choices with the layers raised that need it, notices).
 
-    threshold: least effect over noise, 0 raises nothing; eight: one of EIGHT_BITS. A layer whose effect in a format is not in
+    threshold: least effect over noise, 0 raises nothing; eight: a format of 8 bits. A layer whose effect in a format is not in
     `effects` keeps it.
     """
     found, moves = dict(choices), Counter()

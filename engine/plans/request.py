@@ -8,11 +8,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated
 
+from ..precision import KEPT_DTYPES
 from ..recipes import checks
 from ..recipes.output import ROLES
 from .cards import CARDS
 from .layer_lists import SWITCHES
-from .plan import KEEP, KEPT_DTYPES, VERSION, one_format
+from .plan import KEEP, VERSION, one_format
 from .presets import HARDWARE, NAMES
 from .sensitivity import ACTIONS
 

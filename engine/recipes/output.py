@@ -3,13 +3,13 @@ import dataclasses
 from typing import Annotated
 
 from ...quant.formats import FORMATS, INT8_SCALINGS, QUANTIZED, SEARCHES, Options
-from ..precision import KEEP, SOURCE, Forms
+from ..precision import KEEP, KEPT_DTYPES, SOURCE, Forms
 from . import checks
 from .checks import wrong
 
 PAIR, SINGLE = ("high_noise", "low_noise"), ("model",)
 ROLES = PAIR + SINGLE
-ACTIVATIONS = ("fast_uncalibrated", "16-bit")
+ACTIVATIONS = FAST, SIXTEEN = ("fast_uncalibrated", "16-bit")
 ROUNDINGS = ("auto", "nearest")
 BY_ROLE = ("layers", "full_precision", "input_amax")
 AMAX = checks.number(1e-12, 1e12)                  # of activations; float32 scales of it are normal numbers
@@ -44,7 +44,7 @@ class Output:
     full_precision: Annotated[dict[str, tuple[str, ...]], checks.mapped(ROLES, checks.listed(checks.filled))] = \
         dataclasses.field(default_factory=dict)
     input_amax: Annotated[dict[str, dict[str, float]], _by_layer(AMAX)] = dataclasses.field(default_factory=dict)
-    kept_dtype: Annotated[str, checks.choice(SOURCE, "bf16", "fp16")] = SOURCE
+    kept_dtype: Annotated[str, checks.choice(*KEPT_DTYPES)] = SOURCE
     fp32_names: Annotated[tuple[str, ...] | None, checks.optional(checks.listed(checks.filled))] = None
     search: Annotated[str, checks.choice(*SEARCHES)] = SEARCHES[0]
     int8_scaling: Annotated[str, checks.choice(*INT8_SCALINGS)] = INT8_SCALINGS[0]

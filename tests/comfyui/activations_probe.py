@@ -4,6 +4,7 @@ import types
 from contextlib import contextmanager
 
 from in_process import (
+    LAYOUTS,
     QuantizedTensor,
     baked,
     comfy,
@@ -29,9 +30,6 @@ from wan22_master.nodes.preview_adapter import PreviewJob, preview_of, put_on
 from wan22_master.nodes.rounded_input import rounded
 
 FOUND: dict = {}
-LAYOUTS = {"float8_e4m3fn": "TensorCoreFP8E4M3Layout", "float8_e5m2": "TensorCoreFP8E5M2Layout", "mxfp8": "TensorCoreMXFP8Layout",
-           "nvfp4": "TensorCoreNVFP4Layout", "int8_tensorwise": "TensorWiseINT8Layout",
-           "convrot_w4a4": "TensorCoreConvRotW4A4Layout", "asym_w4a8_int8": "AsymW4A8Int8Layout"}
 TINY = Sizes(dim=256, ffn=512, blocks=2, rank=8)   # ConvRot turns groups of 256
 SOURCE = folder / "base.safetensors"
 

@@ -8,6 +8,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 from in_process import (
+    LAYOUTS,
     PREFIX,
     SIZES,
     Path,
@@ -36,7 +37,7 @@ from wan22_master.nodes.model_source import bake_lines, open_model
 
 FOUND: dict = {}
 LORA, STRENGTH = folder / "lora.safetensors", 0.8
-LAYOUTS = {"float8_e4m3fn": "TensorCoreFP8E4M3Layout", "mxfp8": "TensorCoreMXFP8Layout", "nvfp4": "TensorCoreNVFP4Layout"}
+FORMATS = ("float8_e4m3fn", "mxfp8", "nvfp4")
 
 
 def is_block_linear(key: str, weight: torch.Tensor) -> bool:
@@ -142,7 +143,7 @@ def every_base(source: dict) -> None:
         kept = {key: value.to(dtype) for key, value in source.items()}
         save_file(kept, folder / f"{name}.safetensors")
         models[name] = comfy.sd.load_diffusion_model(str(folder / f"{name}.safetensors")), merged64(kept)
-    for name in LAYOUTS:
+    for name in FORMATS:
         models[name] = comfy.sd.load_diffusion_model(quantized_file(name, source)), merged64(decoded(name, source))
     in_bf16 = comfy.sd.load_diffusion_model(str(folder / "nvfp4.safetensors"))
     for weight in in_bf16.model.parameters():

@@ -9,6 +9,7 @@ import in_process  # first of all: it finds ComfyUI
 from comfy_extras.nodes_model_merging import ModelSave
 from formats_cases import CASES, outputs, weights
 from in_process import (
+    LAYOUTS,
     ModelSamplingSD3,
     Path,
     QuantizedTensor,
@@ -24,9 +25,6 @@ from in_process import (
 from nodes import KSamplerAdvanced, UNETLoader
 
 FOUND: dict = {}
-LAYOUTS = {"float8_e4m3fn": "TensorCoreFP8E4M3Layout", "float8_e5m2": "TensorCoreFP8E5M2Layout", "mxfp8": "TensorCoreMXFP8Layout",
-           "nvfp4": "TensorCoreNVFP4Layout", "int8_tensorwise": "TensorWiseINT8Layout",
-           "convrot_w4a4": "TensorCoreConvRotW4A4Layout", "asym_w4a8_int8": "AsymW4A8Int8Layout"}
 TOLD = ("left over", "not loaded", "unexpected", "missing")   # said at level INFO, too
 
 

@@ -43,6 +43,10 @@ from wan22_master.engine.recipes.recipe import parse  # noqa: E402
 from wan22_master.engine.synthetic import Sizes, write_lora, write_model  # noqa: E402
 
 SIZES = {dtype: Sizes(dim=128, ffn=256, blocks=2, rank=8, dtype=dtype) for dtype in ("bf16", "fp16", "fp32")}
+# format -> the layout by which ComfyUI holds it (comfy/quant_ops.py)
+LAYOUTS = {"float8_e4m3fn": "TensorCoreFP8E4M3Layout", "float8_e5m2": "TensorCoreFP8E5M2Layout", "mxfp8": "TensorCoreMXFP8Layout",
+           "nvfp4": "TensorCoreNVFP4Layout", "int8_tensorwise": "TensorWiseINT8Layout",
+           "convrot_w4a4": "TensorCoreConvRotW4A4Layout", "asym_w4a8_int8": "AsymW4A8Int8Layout"}
 PREFIX, CPU = "diffusion_model.", torch.device("cpu")
 
 

@@ -1,4 +1,6 @@
 """A tiny base on disk, for the tests of everything that reads one."""
+import threading
+
 import torch
 from safetensors.torch import save_file
 
@@ -17,3 +19,19 @@ def wan(dtype=torch.float32):
 def saved(path, tensors, metadata=None):
     save_file({key: value.contiguous() for key, value in tensors.items()}, path, metadata)
     return path
+
+
+def read_at_once(source, bands):
+    """What `source.read` gives for each (key, rows), four threads reading at once."""
+    together = [None] * len(bands)
+
+    def work(first):
+        for number in range(first, len(bands), 4):
+            together[number] = source.read(*bands[number])
+
+    threads = [threading.Thread(target=work, args=(first,)) for first in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return together

@@ -2,7 +2,6 @@
 import dataclasses
 import json
 import random
-import threading
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from wan22_master.engine.bases.names import to_diffusers
 from wan22_master.engine.bases.source import open_source
 from wan22_master.engine.errors import SourceError
 from wan22_master.tests.engine.packed_base import DIM, KINDS, SHAPES, assert_equal, opened, packed, plain
-from wan22_master.tests.engine.stored_base import saved
+from wan22_master.tests.engine.stored_base import read_at_once, saved
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -108,16 +107,6 @@ def test_threads_that_read_packed_weights_at_once_read_the_same(tmp_path):
     with opened(tmp_path, tensors) as source:
         bands = [(key, (start, min(start + 37, len(wanted[key])))) for key in wanted for start in range(0, len(wanted[key]), 37)]
         bands *= 3
-        together = [None] * len(bands)
-
-        def work(first):
-            for number in range(first, len(bands), 4):
-                together[number] = source.read(*bands[number])
-
-        threads = [threading.Thread(target=work, args=(first,)) for first in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        together = read_at_once(source, bands)
     for (key, (start, stop)), found in zip(bands, together, strict=True):
         assert torch.equal(found, wanted[key][start:stop])

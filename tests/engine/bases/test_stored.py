@@ -1,5 +1,4 @@
 """Reading weights: the values are those safetensors reads, in whole, in bands, and from many threads."""
-import threading
 
 import pytest
 import torch
@@ -7,6 +6,7 @@ from safetensors.torch import load_file, save_file
 from wan22_master.engine.bases.source import open_source
 from wan22_master.engine.bases.stored import PIECE
 from wan22_master.engine.errors import MergeError
+from wan22_master.tests.engine.stored_base import read_at_once
 
 DIM, FFN = 128, 192
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
@@ -105,17 +105,7 @@ def test_threads_that_read_at_once_read_the_same(tmp_path):
     bands = [(key, (start, min(start + 17, source.spec(key).shape[0])))
              for key in source.keys() if source.spec(key).shape for start in range(0, source.spec(key).shape[0], 17)] * 4  # noqa: SIM118
     alone = [source.read(*band) for band in bands]
-    together = [None] * len(bands)
-
-    def work(first):
-        for number in range(first, len(bands), 4):
-            together[number] = source.read(*bands[number])
-
-    threads = [threading.Thread(target=work, args=(first,)) for first in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together = read_at_once(source, bands)
     source.close()
     assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
 

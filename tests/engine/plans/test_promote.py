@@ -1,10 +1,12 @@
 """Layers in which the LoRAs would drown: up to the first step that is enough, or to 16 bit."""
 import pytest
 from wan22_master.engine.plans.plan import KEEP, Choice, one_format
-from wan22_master.engine.plans.promote import EIGHT_BITS, FOUR_BITS, ladder, promote, wanted
+from wan22_master.engine.plans.promote import FOUR_BITS, ladder, promote, wanted
 from wan22_master.quant.formats import QUANTIZED, form_of
 
 LAYER, OTHER = "blocks.0.self_attn.q", "blocks.1.ffn.2"
+
+EIGHT_BITS = ("mxfp8", "float8_e4m3fn", "int8_tensorwise")
 
 
 def raised(choice, effects, threshold=1.0, eight="mxfp8"):
