@@ -1,4 +1,5 @@
-"""The table of formats, spelled as ComfyUI's QUANT_ALGOS spells them, and the whole-tensor calls that tests and tools use.
+"""The tables of formats, and the whole-tensor calls that tests and tools use: FORMATS of safetensors files, spelled as ComfyUI's
+QUANT_ALGOS spells them, and GGUF_TYPES of GGUF files, spelled as ggml does.
 
 A format is an object with
     outputs(shape)                  suffix -> (shape, dtype) of everything stored, "" first; ValueError for a shape it cannot hold
@@ -16,6 +17,8 @@ import torch
 
 from . import mxfp8, plain
 from .fp8 import E4M3, E5M2
+from .gguf.block_type import SETTINGS, BlockType
+from .gguf.families import SIZES
 from .int8 import Int8
 from .nvfp4 import Nvfp4
 from .w4a4 import ConvrotW4A4
@@ -31,6 +34,8 @@ class Options:
 
     search: str = SEARCHES[0]
     int8_scaling: str = INT8_SCALINGS[0]
+    gguf_setting: str = SETTINGS[0]                # see gguf/block_type.py
+    backend: str = "auto"                          # which code encodes GGUF's blocks
 
 
 DEFAULT = Options()
@@ -40,11 +45,15 @@ QUANTIZED_FORMS = {"float8_e4m3fn": E4M3, "float8_e5m2": E5M2, "mxfp8": mxfp8,
                    **{name: make(DEFAULT) for name, make in CHOOSING.items()}}
 FORMATS = {**QUANTIZED_FORMS, **plain.PLAIN}         # in the order that menus show
 QUANTIZED = frozenset(QUANTIZED_FORMS)             # the others store floats as they are
+BLOCK_TYPES = tuple(SIZES)                         # quantized ones of GGUF
+GGUF_TYPES = {**{name: BlockType(name) for name in BLOCK_TYPES}, **plain.GGUF_FLOATS}
 
 
 def form_of(name: str, options: Options = DEFAULT):
-    """The format object of a name. Raises KeyError for an unknown one."""
-    return CHOOSING[name](options) if name in CHOOSING else FORMATS[name]
+    """The format object of a name in FORMATS or GGUF_TYPES. Raises KeyError for an unknown one."""
+    if name in BLOCK_TYPES:
+        return BlockType(name, options.gguf_setting, options.backend)
+    return CHOOSING[name](options) if name in CHOOSING else FORMATS.get(name) or GGUF_TYPES[name]
 
 
 def quantize(weight: torch.Tensor, name: str, options: Options = DEFAULT) -> dict[str, torch.Tensor]:

@@ -47,6 +47,8 @@ class Plain:
         return {"": stored.clone() if stored is band else stored}
 
     def _way_out(self) -> str:
+        if self.NAME in GGUF_FLOATS:
+            return "choose bf16 for kept_dtype, or BF16 or F32 as format"
         wider = "bf16" if self.NAME == "fp16" else "fp32"
         ways = {"base": f"this tensor keeps the base's {self.NAME}; choose fp32, or a {wider} base",
                 "asked": "choose bf16, or source, for kept_dtype", "": "choose bf16 or fp32"}
@@ -58,6 +60,7 @@ class Plain:
 
 
 BF16, FP16, FP32 = Plain("bf16", torch.bfloat16), Plain("fp16", torch.float16), Plain("fp32", torch.float32)
+GGUF_FLOATS = {"BF16": Plain("BF16", torch.bfloat16), "F16": Plain("F16", torch.float16), "F32": Plain("F32", torch.float32)}
 PLAIN = {"bf16": BF16, "fp16": FP16, "fp32": FP32}
 KEPT = {plain.STORED: replace(plain, kept="base") for plain in (BF16, FP16, FP32)}
 
