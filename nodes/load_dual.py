@@ -29,16 +29,16 @@ class Wan22LoadDualDiT(io.ComfyNode):
                 io.Combo.Input(
                     "high_noise", options=[*models, paths.NONE], default=first, display_name="high_noise / model",
                     tooltip="The high-noise expert (early steps), or the model itself when it is one file. Best in bf16, fp16 or "
-                            "fp32. A sharded model is listed once, by its index."),
+                            "fp32, as safetensors or GGUF. A sharded model is listed once, by its index."),
                 io.Combo.Input(
                     "low_noise", options=[paths.AUTO_PAIR, paths.NONE, *models], default=paths.AUTO_PAIR,
                     tooltip="The low-noise expert (late steps). (auto pair) finds it by swapping high and low in the file or "
                             "folder name; a model that is one file has none."),
                 io.Boolean.Input(
                     "allow_quantized_source", default=False, advanced=True,
-                    tooltip="Accept quantized files as a base, in any format that ComfyUI loads: FP8, MXFP8, NVFP4, INT8, W4A4, "
-                            "W4A8. What their rounding lost is lost, and a second rounding comes on top; take the bf16 or fp16 "
-                            "files when you can get them."),
+                    tooltip="Accept quantized files as a base: FP8, MXFP8, NVFP4, INT8, W4A4, W4A8, and GGUF from Q2_K to Q8_0. "
+                            "What their rounding lost is lost, and a second rounding comes on top; take the bf16 or fp16 files "
+                            "when you can get them."),
             ],
             outputs=[
                 sockets.Dit.Output(display_name="dit", tooltip="The model, for Inject, Stability Meter or Quantize."),
@@ -88,7 +88,7 @@ def choose_experts(high_noise: str, low_noise: str) -> dict[str, str]:
                           "and its partner in high_noise")
     if low_noise == paths.AUTO_PAIR:
         low = partner(high)
-        if found.role == "high_noise" and (low is None or not paths.inside("diffusion_models", low)):
+        if found.role == "high_noise" and (low is None or not paths.is_model(low)):
             raise SourceError(f"{name}: a high-noise expert ({found.evidence}), but no file has low in its place; choose the "
                               "low-noise expert by hand, or (none) to work on this half alone")
     if low is not None:

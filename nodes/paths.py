@@ -9,21 +9,26 @@ import folder_paths
 
 from ..engine.errors import PlanError, SourceError
 from ..engine.system import legal_name
+from . import plan_files
 
 NONE = "(none)"
 AUTO_PAIR = "(auto pair)"
 SAME_FILE = "(same file)"
 CHECKPOINTS = "[checkpoints] "                     # all-in-one files, which carry a DiT beside VAE and text encoder
-INDEX = ".safetensors.index.json"
+INDEX, GGUF = ".safetensors.index.json", ".gguf"
 
 
 def diffusion_models() -> list[str]:
-    """What can be opened as a model: files, each sharded set once by its index, and checkpoints last."""
+    """What can be opened as a model: files, each sharded set once by its index, then GGUF files, and checkpoints last.
+
+    ComfyUI lists no GGUF, and ComfyUI-GGUF in a folder kind of its own, where it is installed: so they are looked up here.
+    """
     files = _safetensors("diffusion_models")
     indexes = sorted({_index_of(name) for name in files if _is_shard(name)} - {None})
     shards = {name for name in files if _is_shard(name) and _index_of(name)}
     whole = [name for name in files if name not in shards]
-    return sorted([*whole, *indexes]) + [CHECKPOINTS + name for name in _safetensors("checkpoints")]
+    checkpoints = [CHECKPOINTS + name for name in _safetensors("checkpoints")]
+    return [*sorted([*whole, *indexes]), *plan_files.gguf_names(), *checkpoints]
 
 
 def loras() -> list[str]:
@@ -34,7 +39,7 @@ def model_path(value: str) -> str:
     """Path of a name from `diffusion_models()`. Raises SourceError when it is not in a model folder."""
     if value.startswith(CHECKPOINTS):
         return _resolve("checkpoints", value.removeprefix(CHECKPOINTS))
-    return _resolve("diffusion_models", value)
+    return _resolve("diffusion_models", value, *(plan_files.GGUF_FOLDERS if value.lower().endswith(GGUF) else ()))
 
 
 def lora_path(value: str) -> str:
@@ -45,6 +50,11 @@ def lora_path(value: str) -> str:
 def inside(folder: str, path: str) -> bool:
     """True when `path` lies, with links followed, in one of the roots of a model folder."""
     return any(folder_paths.is_within_directory(root, path) for root in folder_paths.get_folder_paths(folder))
+
+
+def is_model(path: str) -> bool:
+    """True when `path` lies in a folder of diffusion models: what may stand beside a chosen file as its other half."""
+    return any(inside(folder, path) for folder in plan_files.GGUF_FOLDERS if folder in folder_paths.folder_names_and_paths)
 
 
 def save_roots() -> dict[str, str]:
@@ -85,11 +95,13 @@ def signature(path: str) -> tuple:
     return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in [Path(path), *shards])
 
 
-def _resolve(folder: str, name: str) -> str:
-    path = folder_paths.get_full_path(folder, name)
-    if path is None or not inside(folder, path):
-        raise SourceError(f"{name}: no such file in the {folder} folders; choose it again in the list")
-    return path
+def _resolve(folder: str, name: str, *others: str) -> str:
+    """others: kinds of folders that are tried when it is not in `folder`."""
+    for each in (folder, *others):
+        path = folder_paths.get_full_path(each, name)
+        if path is not None and inside(each, path):
+            return path
+    raise SourceError(f"{name}: no such file in the {folder} folders; choose it again in the list")
 
 
 def _safetensors(folder: str) -> list[str]:

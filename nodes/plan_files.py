@@ -9,7 +9,8 @@ from ..engine.system import legal_name
 
 NONE = "(none)"
 PLANS, CALIBRATION = "plans", "calibration"
-ENDINGS = {PLANS: (".json", ".txt"), CALIBRATION: (".json",)}
+IMATRIX = (".imatrix", ".gguf", ".dat")
+ENDINGS = {PLANS: (".json", ".txt"), CALIBRATION: (".json", *IMATRIX)}
 GGUF_FOLDERS = ("diffusion_models", "unet_gguf")   # the second is ComfyUI-GGUF's; the first lists no .gguf by itself
 
 

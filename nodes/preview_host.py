@@ -6,6 +6,7 @@ import comfy.sd
 import torch
 from comfy.quant_ops import QuantizedTensor
 
+from ..engine.bases.gguf_header import is_gguf
 from ..engine.errors import RecipeError, SourceError
 from ..engine.jobs.plan import Plan
 from ..engine.preview import Preview
@@ -43,7 +44,14 @@ def path_of(dit, expert: str) -> str:
 
 
 def base_of(path: str):
-    """The base at `path` as a MODEL, the one that an earlier preview still holds if there is one."""
+    """The base at `path` as a MODEL, the one that an earlier preview still holds if there is one.
+
+    Raises SourceError for a GGUF file: ComfyUI itself loads none, and ComfyUI-GGUF's MODEL keeps its weights in their blocks, where
+    no merge can be put.
+    """
+    if is_gguf(path):
+        raise SourceError(f"{os.path.basename(path)}: expected a file that ComfyUI loads as a MODEL, found a GGUF file; save the "
+                          "merge and load what was saved (a GGUF with ComfyUI-GGUF's Unet Loader), or take the bf16 file as base")
     state = os.stat(path)
     known = (os.path.realpath(path), state.st_size, state.st_mtime_ns)
     model = _bases.get(known)

@@ -7,25 +7,25 @@ from typing import Protocol
 import torch
 
 from ..errors import SourceError
-from ..header import Entry, Header
+from ..header import Entry
 from ..specs import NAMES, TensorSpec
 from ..system import ReadFile, open_read
-from . import kinds, layouts, names, scaled
+from . import gguf_source, layouts, names, scaled
+from .gguf_header import is_gguf
+from .native import native_entries, prefix_of
 from .packed import Packed
 from .shards import find_files, read_headers
 from .stored import Place, StoredTensors
 
 PLAIN = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 ROUTE = "use the bf16 or fp16 file of this model, or turn on allow_quantized_source"
-# Split over other tensors in the diffusers spelling (source: huggingface/diffusers, scripts/convert_wan_to_diffusers.py).
-UNMAPPED = ("face_adapter.", "motion_encoder.", "motion_synthesis_weight")
 
 
 class Source(Protocol):
     """A base model under native bare keys; what each method promises stands in `stored.StoredTensors`.
 
     lossy: in words what full precision was lost to, None where nothing was; formats: key -> name of the quantized format, as
-    ComfyUI's QUANT_ALGOS spells it, of the tensors that came in one; moved: keys whose values the source itself has changed since;
+    quant.formats spells it, of the tensors that came in one; moved: keys whose values the source itself has changed since;
     left_out: kind -> number of tensors that are no part of it.
     """
 
@@ -47,22 +47,22 @@ class Source(Protocol):
 
 
 def open_source(path: str | os.PathLike, *, allow_lossy: bool = False) -> StoredTensors:
-    """The diffusion model at `path`: a .safetensors file, an index, any shard of a set, or a folder that holds one of these.
+    """The diffusion model at `path`: a .safetensors file, an index, any shard of a set, a folder that holds one of these, or a GGUF
+    file, by whatever name.
 
     allow_lossy: take quantized weights, which lost precision that a merge cannot bring back; refused otherwise.
     Raises HeaderError for a damaged file, SourceError for a sound one that is no base: another kind of model, a part missing,
     quantized to a format that is not read back. No weight is read.
     """
     path = os.fspath(path)
-    headers = read_headers(find_files(path))
-    prefix = names.find_prefix(key for header in headers for key in header.entries)
-    if prefix is None:
-        raise SourceError(f"{path}: expected a Wan diffusion model, found {_found(headers)}")
-    entries, left_out = _native_entries(path, headers, prefix)
+    from_gguf = is_gguf(path)
+    headers = [gguf_source.read_header(path)] if from_gguf else read_headers(find_files(path))
+    prefix = prefix_of(path, headers)
+    entries, left_out = native_entries(path, headers, prefix)
     files: list[ReadFile] = []
     try:
         files += [open_read(header.path) for header in headers]
-        places = _places(path, entries, headers[0].metadata, prefix, files)
+        places = gguf_source.places(path, entries) if from_gguf else _places(path, entries, headers[0].metadata, prefix, files)
         formats = _formats(path, places)
         lossy = _grade(path, places, formats, allow_lossy=allow_lossy)
     except BaseException:
@@ -71,35 +71,6 @@ def open_source(path: str | os.PathLike, *, allow_lossy: bool = False) -> Stored
         raise
     name = os.path.basename(os.path.normpath(path))
     return StoredTensors(path, name, headers, files, places, lossy=lossy, left_out=left_out, formats=formats)
-
-
-def _found(headers: list[Header]) -> str:
-    keys = [key for header in headers for key in header.entries]
-    kind = kinds.recognise(keys)
-    return kind or f"{len(keys)} tensors without head.modulation ({', '.join(keys[:3])}); choose the file of a Wan model"
-
-
-def _native_entries(path: str, headers: list[Header], prefix: str) -> tuple[dict[str, tuple[int, Entry]], dict[str, int]]:
-    """The diffusion model's entries by native key with the number of their file, in file order; the rest, counted."""
-    bare: dict[str, tuple[int, Entry]] = {}
-    left_out: dict[str, int] = {}
-    for number, header in enumerate(headers):
-        for key, entry in header.entries.items():
-            kind = kinds.companion(key, prefix)
-            if kind is None:
-                bare[key[len(prefix):]] = (number, entry)
-            else:
-                left_out[kind] = left_out.get(kind, 0) + 1
-    if not names.is_diffusers(bare):
-        return bare, left_out
-    native: dict[str, tuple[int, Entry]] = {}
-    for key, found in bare.items():
-        if key.startswith(UNMAPPED):
-            raise SourceError(f"{path}: {key}: expected native names for an Animate model, found diffusers'; use the ComfyUI file")
-        if names.to_native(key) in native:
-            raise SourceError(f"{path}: {key}: expected once, found also as {names.to_native(key)}; download the file again")
-        native[names.to_native(key)] = found
-    return native, left_out
 
 
 def _places(path: str, entries: dict[str, tuple[int, Entry]], metadata: dict[str, str], prefix: str,

@@ -50,10 +50,13 @@ def _comfyui(stated: Stated) -> dict:
     return opens("ComfyUI", highest, ", ".join(sorted(name for name, version in needs.items() if version == highest)))
 
 
-def of_gguf(architecture: str | None, types: Mapping[str, object]) -> list[dict]:
-    """Programs for a GGUF file."""
+def of_gguf(architecture: str | None, types: Mapping[str, object], problems: Sequence[Problem] = ()) -> list[dict]:
+    """Programs for a GGUF file. types: names of those in it."""
     if architecture not in GGUF_ARCHITECTURES:
         return [opens("none", None, f"expected a diffusion model, found general.architecture {architecture!r}")]
+    wrong = next((each for each in problems if each.severity == "error"), None)
+    if wrong:
+        return [opens("none", None, f"{wrong.key}: {wrong.text}" if wrong.key else wrong.text)]
     slow = sorted(set(types) - GGUF_TYPES)
     why = f"architecture {architecture}" + (f"; {', '.join(slow)} is decoded on the processor, slowly" if slow else "")
     return [opens("ComfyUI with ComfyUI-GGUF", None, why)]

@@ -14,7 +14,7 @@ def lines(found: dict) -> list[str]:
     told += [_quantized_line(found, name, count) for name, count in found["quantized"].items()]
     told += [f"  input scales of {name}: {each['layers']} layers, {each['min']:.3g} / {each['median']:.3g} / {each['max']:.3g} "
              "(least, median, most)" for name, each in found["input_scales"].items()]
-    told += [f"  {line}" for line in found.get("cards", ())]
+    told += [f"  {line}" for line in (*found.get("types", ()), *found.get("cards", ()))]
     told += [f"  opens in: {_opener(each)}" for each in found["opens_in"]]
     told += [f"  {line}" for line in contract.grouped([Problem(**each) for each in found["problems"]])]
     told += _recipe_lines(found["recipe"]) if found["recipe"] else []

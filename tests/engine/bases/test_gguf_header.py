@@ -1,10 +1,12 @@
 """The header of a GGUF file: what the gguf library's own writer wrote is read, what is damaged is named and stops at once."""
+import hashlib
 import struct
 
 import gguf
 import numpy as np
 import pytest
-from wan22_master.engine.bases.gguf_header import LONGEST_LIST, open_gguf
+from wan22_master.engine.bases.gguf_fields import LONGEST_LIST
+from wan22_master.engine.bases.gguf_header import open_gguf
 from wan22_master.engine.errors import HeaderError
 from wan22_master.engine.inspection import inspect
 from wan22_master.engine.plans.gguf_map import types_of
@@ -60,10 +62,45 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         open_gguf(tmp_path / "none.gguf")
 
 
-def test_a_header_that_fills_the_memory_is_damaged(tmp_path, monkeypatch):
-    def full(self):
-        raise MemoryError
+def test_a_version_that_is_not_known_and_two_fields_of_one_name_are_damage(tmp_path):
+    (tmp_path / "x.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 4, 0, 0))
+    with pytest.raises(HeaderError, match=r"x\.gguf: .*version 4, known are 2 and 3"):
+        open_gguf(tmp_path / "x.gguf")
+    field = struct.pack("<Q", 1) + b"a" + struct.pack("<II", 4, 7)
+    (tmp_path / "y.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + field + field)
+    with pytest.raises(HeaderError, match=r"y\.gguf: .*two fields 'a'"):
+        open_gguf(tmp_path / "y.gguf")
 
-    monkeypatch.setattr(gguf.ReaderField, "contents", full)
-    with pytest.raises(HeaderError, match=r"a\.gguf: .*damaged header \(MemoryError\)"):
-        open_gguf(write(tmp_path / "a.gguf"))
+
+@pytest.mark.parametrize("alignment", [0, 3, 1 << 31])
+def test_an_alignment_that_no_file_has_is_refused(tmp_path, alignment):
+    path, field = write(tmp_path / "x.gguf"), b"general.alignment"
+    body = path.read_bytes()
+    added = struct.pack("<Q", len(field)) + field + struct.pack("<II", 4, alignment)
+    path.write_bytes(body[:16] + struct.pack("<Q", 3) + added + body[24:])
+    with pytest.raises(HeaderError, match=r"x\.gguf: expected a whole GGUF file, found a damaged header"):
+        open_gguf(path)
+
+
+def test_every_value_is_what_the_library_wrote_and_reads(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "wan")
+    for number, add in enumerate((writer.add_uint8, writer.add_int8, writer.add_uint16, writer.add_int16, writer.add_uint32,
+                                  writer.add_int32, writer.add_uint64, writer.add_int64, writer.add_float32, writer.add_float64)):
+        add(f"n.{number}", 120 + number)
+    writer.add_bool("yes", True)
+    writer.add_string("text", "grün")
+    writer.add_array("words", ["a", "", "ß"])
+    writer.add_array("floats", [0.5, -2.0])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    read = {name: field.contents() for name, field in gguf.GGUFReader(tmp_path / "a.gguf").fields.items() if name[:4] != "GGUF"}
+    assert open_gguf(tmp_path / "a.gguf").metadata == read
+
+
+def test_the_hash_is_of_all_before_the_tensors(tmp_path):
+    path = write(tmp_path / "a.gguf")
+    [tensor] = open_gguf(path).tensors
+    assert open_gguf(path).sha256 == hashlib.sha256(path.read_bytes()[:tensor.start]).hexdigest()
+    assert tensor.start == gguf.GGUFReader(path).tensors[0].data_offset
