@@ -57,7 +57,7 @@ def search(x: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor, torc
 def code(part: torch.Tensor, most: torch.Tensor, code_top: torch.Tensor) -> torch.Tensor:
     """Codes of scales or minima: (code_top / largest) times them, rounded."""
     inverse = torch.where(most > 0, code_top / most, 0.0)
-    return (inverse * part).round_().clamp_(min=0).minimum(code_top)
+    return whole(inverse * part).clamp_(min=0).minimum(code_top)
 
 
 def importance(x: torch.Tensor, rule: Rule) -> torch.Tensor:
@@ -104,7 +104,12 @@ def factor(first: float, step: int, top: int) -> float:
 
 def nearest(x: torch.Tensor, inverse: torch.Tensor, least: torch.Tensor, top: int) -> torch.Tensor:
     """l on the grid from `least`."""
-    return (x - least).mul_(inverse).round_().clamp_(0, top)
+    return whole((x - least).mul_(inverse)).clamp_(0, top)
+
+
+def whole(values: torch.Tensor) -> torch.Tensor:
+    """Nearest whole numbers, in place; 0 of NaN and inf (a denormal's reciprocal): so end the bits of `nearest_int`."""
+    return values.round_().nan_to_num_(0.0, 0.0, 0.0)
 
 
 def fitted(x: torch.Tensor, w: torch.Tensor, levels: torch.Tensor, sum_w: torch.Tensor, sum_x: torch.Tensor) -> Line:
