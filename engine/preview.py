@@ -10,10 +10,12 @@ from pathlib import Path
 import torch
 
 from .bands import Workers
+from .bases.gguf_header import is_gguf
 from .bases.shards import find_files
 from .device import full_float32
 from .errors import SourceError
 from .jobs.carry import Ride, carry_all, stored_bytes
+from .jobs.importance import importances
 from .jobs.line import Line
 from .jobs.output import Band, quantize
 from .jobs.plan import Plan
@@ -49,6 +51,7 @@ class Preview:
         self.plan, self.output, self.budget, self.should_stop = plan, output, budget, should_stop
         self.expert = next(expert for expert in plan.experts if expert.role == role)
         self.forms, self.noisy = forms_of(self.expert, output), noisy_keys(self.expert, output)
+        self.importance, _ = importances(self.expert, output)
         self._stored = {key: self.forms.outputs(key, spec) for key, spec in self.expert.specs.items()}
         self.kept = Kept(budget)
         self._files = _states(plan, role)
@@ -123,7 +126,7 @@ class _Memory:
     failure, surveys = None, False
 
     def __init__(self, preview: Preview, key: str):
-        self.forms, self.noisy = preview.forms, key in preview.noisy
+        self.forms, self.noisy, self.importance = preview.forms, key in preview.noisy, preview.importance.get(key)
         self._form, device = preview.forms.of(key, preview.expert.specs[key]), preview.plan.device.torch_device
         self.stored = {suffix: torch.empty(spec.shape, dtype=spec.dtype, device=device)
                        for suffix, spec in preview._stored[key].items()}
@@ -136,7 +139,7 @@ class _Memory:
 
     def encode(self, band: Band, stats) -> None:
         first = band.rows[0]
-        for suffix, rows in quantize(self._form, band, stats, noisy=self.noisy).items():
+        for suffix, rows in quantize(self._form, band, stats, noisy=self.noisy, importance=self.importance).items():
             place = self.stored[suffix]
             (place[first:first + len(rows)] if place.dim() else place).copy_(rows)
 
@@ -155,7 +158,7 @@ def _states(plan: Plan, role: str) -> dict[str, tuple[int, int]]:
     """Path -> size and time of every file that the merge of this role reads."""
     mix = plan.recipe.mix
     models = [plan.recipe.experts[role], *(mix.files.get(role, ()) if mix else ())]
-    files = [path for model in models for path in find_files(model).files]
+    files = [path for model in models for path in ([model] if is_gguf(model) else find_files(model).files)]
     return {path: _state(path) for path in [*files, *(lora.path for lora in plan.loras)]}
 
 

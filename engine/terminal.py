@@ -140,6 +140,11 @@ def quality_lines(out: dict) -> list[str]:
         lines.append(said)
     if out.get("subnormal"):
         lines.append(f"{out['subnormal']} values are below float16's normal range and kept fewer bits; none overflowed")
+    if out.get("weighed"):
+        lines.append(f"columns of {out['weighed']} layers weighed by the imatrix; the error told counts all alike")
+    if out.get("lost"):
+        lines.append(f"WARNING: {len(out['lost'])} layers lost more than half of themselves, as {out['lost'][0]}: their weights "
+                     "are too small for the format; keep them in 16 bit, or take bf16")
     if out.get("stochastic"):
         lines.append(f"{out['stochastic']} layers rounded stochastically: their base was quantized already")
     return lines

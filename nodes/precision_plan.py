@@ -7,11 +7,13 @@ from comfy_api.latest import io
 
 from ..engine.jobs.plan import plan_recipe
 from ..engine.jobs.solve import solve
-from ..engine.plans.plan import PrecisionPlan, counts
+from ..engine.plans.as_output import base_of
+from ..engine.plans.plan import KEEP, PrecisionPlan, counts
 from . import machine, plan_files, sockets
 from . import precision_plan_widgets as widgets
 from .handles import Plan
 from .plan_text import on_card, on_cards, picture, table
+from .precision_plan_request import request_of
 from .progress import device_for, stoppable, watched
 from .recipes import recipe_of, reports_folder
 
@@ -45,7 +47,7 @@ class Wan22PrecisionPlan(io.ComfyNode):
 
     @classmethod
     def execute(cls, dit, **asked) -> io.NodeOutput:
-        request = widgets.request_of(dit.roles, asked)
+        request = request_of(dit.roles, asked)
         reports = Path(reports_folder())
         with (stoppable() as wish, plan_recipe(recipe_of(dit, device=device_for("auto")), reports, should_stop=wish) as plan,
               watched(cls.hidden.unique_id, plan.device.torch_device.type) as watch):
@@ -62,6 +64,7 @@ class Wan22PrecisionPlan(io.ComfyNode):
 
 
 def title_of(plan: PrecisionPlan, asked: dict) -> str:
-    """As the user says, else as the engine does; but what began as one format and holds several is no longer called by that one."""
-    several = asked["source"] == "one format" and any(len(counts(plan, role)) > 1 for role in plan.experts)
-    return asked["title"].strip() or (MIXED if several else plan.title)
+    """As the user says, else as the engine does; but what began as one format, or as one mix of GGUF types, and was changed is no
+    longer called by that one."""
+    began_as_one = asked["source"] == "one format" and any(counts(plan, role).keys() - {KEEP} for role in plan.experts)
+    return asked["title"].strip() or (MIXED if began_as_one and base_of(plan)[1] else plan.title)

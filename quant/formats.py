@@ -56,6 +56,13 @@ def form_of(name: str, options: Options = DEFAULT):
     return CHOOSING[name](options) if name in CHOOSING else FORMATS.get(name) or GGUF_TYPES[name]
 
 
+def weighs(form) -> bool:
+    """Whether a format weighs columns by their importance: it searches its scales."""
+    if form.NAME in BLOCK_TYPES:
+        return form.setting != "reference" and (form.NAME != "Q8_0" or form.setting == "max")
+    return form.NAME == "nvfp4" and form.search != "fast"
+
+
 def quantize(weight: torch.Tensor, name: str, options: Options = DEFAULT) -> dict[str, torch.Tensor]:
     """Suffix -> tensor as ComfyUI stores it. weight: (out_features, in_features), float32, not modified. Raises ValueError on NaN
     or inf."""

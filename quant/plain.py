@@ -48,7 +48,7 @@ class Plain:
 
     def _way_out(self) -> str:
         if self.NAME in GGUF_FLOATS:
-            return "choose bf16 for kept_dtype, or BF16 or F32 as format"
+            return "choose BF16 or F32 as format, or bf16 for kept_dtype beside a quantized one"
         wider = "bf16" if self.NAME == "fp16" else "fp32"
         ways = {"base": f"this tensor keeps the base's {self.NAME}; choose fp32, or a {wider} base",
                 "asked": "choose bf16, or source, for kept_dtype", "": "choose bf16 or fp32"}

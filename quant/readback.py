@@ -1,4 +1,5 @@
-"""Rows of a stored weight as ComfyUI will see them: decoded by comfy-kitchen, never by this package's own `dequantize`.
+"""Rows of a stored weight as ComfyUI will see them: decoded by comfy-kitchen, or, GGUF's blocks, by the gguf library, never by this
+package's own `dequantize`.
 
 The independent check of a file that was written. The arithmetic is comfy-kitchen's eager code, the one that runs wherever torch
 does, with float32 results (`comfy_kitchen.backends.eager`): a mistake that an encoder and its decoder here had in common, as a
@@ -10,6 +11,8 @@ from collections.abc import Callable
 import torch
 from comfy_kitchen.backends import eager
 from comfy_kitchen.float_utils import from_blocked, to_blocked
+
+from .gguf.families import SIZES
 
 Fetch = Callable[[str, int | None, int | None], torch.Tensor]
 Parts = dict[str, torch.Tensor]
@@ -29,6 +32,8 @@ def decode_rows(form, shape: tuple[int, ...], rows: list[int], fetch: Fetch) -> 
         raise ValueError(f"expected row numbers of a weight of {shape[0]} rows, got {wrong[:3] or rows}")
     if form.NAME in PLAIN:
         return _fetched(fetch, "", rows, 1).view(form.STORED).float()
+    if form.NAME in SIZES:
+        return _blocks(form.NAME, _fetched(fetch, "", rows, 1))
     if form.NAME not in DECODERS:
         raise ValueError(f"{form.NAME}: expected one of {', '.join((*PLAIN, *DECODERS))}; this check cannot read it")
     parts = {}
@@ -51,6 +56,12 @@ def _fetched(fetch: Fetch, suffix: str, rows: list[int], group: int) -> torch.Te
             tensor = from_blocked(tensor.view(torch.uint8), *tensor.shape)
         found |= {row: tensor[row - first] for row in rows if first <= row < first + len(tensor)}
     return torch.stack([found[row].view(torch.uint8) if group > 1 else found[row] for row in rows])
+
+
+def _blocks(name: str, stored: torch.Tensor) -> torch.Tensor:
+    """Rows of GGUF's blocks. The library gives float32, and inf where a file holds it."""
+    from gguf import GGMLQuantizationType, quants  # here: only GGUF files need it
+    return torch.from_numpy(quants.dequantize(stored.numpy(), GGMLQuantizationType[name]))
 
 
 def _blocked(scales: torch.Tensor, blocks: int) -> torch.Tensor:
@@ -87,7 +98,7 @@ def _w4a8(parts: Parts, stored_as: dict) -> torch.Tensor:
         convrot_groupsize=stored_as.get("convrot_groupsize", 256), output_dtype=torch.float32)
 
 
-PLAIN = ("bf16", "fp16", "fp32")
+PLAIN = ("bf16", "fp16", "fp32", "BF16", "F16", "F32")
 # The defaults of the sizes above are those of ComfyUI's loader (comfy/ops.py, mixed_precision_ops).
 DECODERS: dict[str, Callable[[Parts, dict], torch.Tensor]] = {
     "float8_e4m3fn": _fp8, "float8_e5m2": _fp8, "mxfp8": _mxfp8, "nvfp4": _nvfp4, "int8_tensorwise": _int8,

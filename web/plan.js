@@ -1,9 +1,10 @@
 /**
  * Precision plan -> HTML text: which layer is stored in which format, in how many bytes, with what error. Pure: no DOM, no app.
  *
- * One cell a block and kind. Warm colours are 4 bit, cool ones 8 bit, grey is not quantized; any two of them, and each of them and the
+ * One cell a block and kind. Warm colours are few bits, cool ones 8 bit, grey is not quantized; any two of them, and each of them and the
  * background of a dark or light theme, stay apart for all kinds of colour blindness. A pale striped cell is a weight in that format whose
- * product is computed in 16 bit. Every name and line may come from a file of anybody, so all text is escaped.
+ * product is computed in 16 bit. A plan is for a safetensors or for a GGUF file, so formats of one share colours with types of the other.
+ * Every name and line may come from a file of anybody, so all text is escaped.
  */
 import { FAINT, INK, WIDTH, escapeText, text } from "./meter.js";
 import { drawText } from "./table.js";
@@ -17,13 +18,19 @@ export const COLOURS = {
   mxfp8: "#93bef0", float8_e4m3fn: "#026897", float8_e5m2: "#04f18d", int8_tensorwise: "#7c03e3",
   keep: "#808080",
 };
+// The same colours by bits a weight, from red to violet. What a size budget chooses from has one each; older types of nearly as many bits
+// share them, but never two that one mix holds.
+export const GGUF_COLOURS = {
+  Q2_K: "#971b02", Q3_K: "#d27f2c", IQ4_XS: "#f3c715", Q4_K: "#04f18d", Q5_K: "#93bef0", Q6_K: "#026897", Q8_0: "#7c03e3",
+  IQ4_NL: "#f3c715", Q4_0: "#04f18d", Q4_1: "#93bef0", Q5_0: "#93bef0", Q5_1: "#026897",
+};
 const LEFT = 74; // where the picture begins, right of the names of its rows
 const ROW = 12;
 const LINE = 14; // height of a line of the legend
 
 /** Colour of a format; one that this page does not know has the colour of text, neither warm nor cool. */
 export function colourOf(format) {
-  return Object.hasOwn(COLOURS, format) ? COLOURS[format] : INK;
+  return [COLOURS, GGUF_COLOURS].find((colours) => Object.hasOwn(colours, format))?.[format] ?? INK;
 }
 
 /** The cells that hold a layer: place, format, and whether its product is in 16 bit. A kind that a block has not, null, is left out. */

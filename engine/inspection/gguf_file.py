@@ -13,6 +13,7 @@ from ..bases.source import open_source
 from ..bases.variant import detect
 from ..errors import SourceError
 from ..gguf_mix import BARE, MIXES
+from ..imatrix import IMATRIX, SUMS
 from . import openers
 from .contract import SEVERITIES, Problem
 
@@ -49,8 +50,18 @@ def inspect_gguf(path: str) -> dict:
         "layers": {layer: {"format": name, "full_precision": True, "input_scale": None} for layer, name in layers.items()},
         "file_type": _mix(header), "quantization_version": header.metadata.get("general.quantization_version"),
         "types": _types(tensors), "problems": problems, "metadata": dict(header.metadata),
-        "opens_in": openers.of_gguf("wan" if prefix is not None and said in ARCHITECTURES else said, dtypes, problems),
+        "opens_in": _opens_in(header, "wan" if prefix is not None and said in ARCHITECTURES else said, dtypes, problems),
     }
+
+
+def _opens_in(header: GgufHeader, architecture: str | None, dtypes: Mapping, problems: list[Problem]) -> list[dict]:
+    if _is_imatrix(header):
+        return [openers.opens("none", None, "an importance matrix is no model; Quantize takes it")]
+    return openers.of_gguf(architecture, dtypes, problems)
+
+
+def _is_imatrix(header: GgufHeader) -> bool:
+    return header.metadata.get("general.type") == IMATRIX
 
 
 def _type(tensor: GgufTensor) -> str:
@@ -68,6 +79,8 @@ def _dtypes(tensors: Mapping[str, GgufTensor]) -> dict[str, dict[str, int]]:
 def _what(header: GgufHeader, tensors: Mapping[str, GgufTensor], *, is_wan: bool) -> str:
     """In words; for a model that is a Wan by its names also why it is no base, if it is none."""
     blocks = {key.split(".")[1] for key in tensors if key.startswith("blocks.")}
+    if _is_imatrix(header):
+        return f"importance matrix of {sum(name.endswith(SUMS) for name in tensors)} layers"
     plain = f"GGUF of architecture {header.metadata.get(ARCHITECTURE)}, {len(blocks)} blocks"
     if not is_wan:
         return plain

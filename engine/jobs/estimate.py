@@ -2,6 +2,7 @@
 import math
 import os
 
+from ...quant.formats import BLOCK_TYPES
 from ..bands import BAND_ELEMENTS, MOST_THREADS
 from ..merging.contribution import Contribution, Rules
 from ..system import free_bytes, processors
@@ -18,6 +19,14 @@ ENCODERS = {("mxfp8", ""): 950e6, ("nvfp4", "fast"): 350e6, ("nvfp4", "balanced"
             ("int8_tensorwise", ""): 300e6, ("convrot_w4a4", "fast"): 290e6, ("convrot_w4a4", "balanced"): 87e6,
             ("convrot_w4a4", "best"): 87e6, ("asym_w4a8_int8", "fast"): 59e6, ("asym_w4a8_int8", "balanced"): 47e6,
             ("asym_w4a8_int8", "best"): 38e6}
+# The same of GGUF's types with numba, by setting (docs/log.md, GGUF).
+BLOCKS = {"best": {"Q8_0": 900e6, "Q6_K": 290e6, "Q5_K": 100e6, "Q4_K": 130e6, "Q3_K": 330e6, "Q2_K": 120e6, "Q5_1": 165e6,
+                   "Q5_0": 240e6, "Q4_1": 170e6, "Q4_0": 300e6, "IQ4_NL": 110e6, "IQ4_XS": 95e6},
+          "max": {"Q8_0": 70e6, "Q6_K": 85e6, "Q5_K": 31e6, "Q4_K": 31e6, "Q3_K": 100e6, "Q2_K": 27e6, "Q5_1": 21e6, "Q5_0": 60e6,
+                  "Q4_1": 30e6, "Q4_0": 75e6, "IQ4_NL": 21e6, "IQ4_XS": 18e6},
+          "reference": {"Q8_0": 900e6, "Q6_K": 140e6, "Q5_K": 12e6, "Q4_K": 10e6, "Q3_K": 200e6, "Q2_K": 14e6, "Q5_1": 270e6,
+                        "Q5_0": 120e6, "Q4_1": 410e6, "Q4_0": 130e6, "IQ4_NL": 18e6, "IQ4_XS": 19e6}}
+EAGER = 6.0                                        # how much longer torch takes for them
 ROUNDS = {"ties": 3, "breadcrumbs": 5, "dare_ties": 1, "slerp": 1, "orthogonal": 1}   # two digits of each rank, and the result
 
 
@@ -63,10 +72,16 @@ def encoder_seconds(expert: ExpertPlan, out: OutputPlan) -> float:
     threads, total = min(MOST_THREADS, processors()), 0.0
     for key, spec in expert.specs.items():
         if (name := out.forms.name(key, spec)) is not None:
-            form = out.forms.of(key, spec)
-            rate = ENCODERS.get((name, getattr(form, "search", "")))
+            rate = _rate(name, out.forms.of(key, spec))
             total += spec.numel / rate if rate else 0.0
     return total / threads
+
+
+def _rate(name: str, form) -> float | None:
+    """Weights a second of one thread; None where the reading hides it."""
+    if name in BLOCK_TYPES:
+        return BLOCKS[form.setting][name] / (1.0 if form.backend == "numba" else EAGER)
+    return ENCODERS.get((name, getattr(form, "search", "")))
 
 
 def seconds(expert: ExpertPlan) -> float:

@@ -2,16 +2,17 @@
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 
 from .. import precision
 from ..plans.cards import FLOATS
-from ..precision import Forms
+from ..precision import GGUF, Forms
 from ..recipes.recipe import Mix, Output, Pass, Recipe
 from ..version import ENGINE, MERGE
-from . import layout, metadata
+from . import gguf_layout, layout, metadata
 from .experts import ExpertPlan
 from .stored_as import check_layers, forms_of, input_scale
 from .targets import Target
@@ -31,6 +32,7 @@ class OutputPlan:
     wish: str
     sources: list[dict]
     noisy: frozenset[str] = frozenset()            # keys whose codes are rounded stochastically
+    importance: Mapping[str, torch.Tensor] = field(default_factory=dict)   # key -> of its input's columns
 
 
 def lay_out(recipe: Recipe, expert: ExpertPlan, output: Output, sha256: dict[str, str]) -> layout.Layout:
@@ -39,6 +41,8 @@ def lay_out(recipe: Recipe, expert: ExpertPlan, output: Output, sha256: dict[str
     Raises PlanError for a tensor that its format cannot hold.
     """
     check_layers(expert, output)
+    if output.container == GGUF:
+        return _lay_out_gguf(recipe, expert, output, sha256)
     forms, body, entries, scales = forms_of(expert, output), {}, {}, {}
     amax = output.input_amax.get(expert.role, {})
     for key in expert.order:
@@ -53,6 +57,12 @@ def lay_out(recipe: Recipe, expert: ExpertPlan, output: Output, sha256: dict[str
             if scale is not None:
                 scales[layer + ".input_scale"] = _float32(scale)
     return layout.place(body, entries, scales, _metadata(recipe, expert, output, sha256))
+
+
+def _lay_out_gguf(recipe: Recipe, expert: ExpertPlan, output: Output, sha256: dict[str, str]) -> layout.Layout:
+    said = _metadata(recipe, expert, output, sha256)
+    named = {"general.name": recipe.title} if recipe.save.metadata != "none" else {}
+    return gguf_layout.place(expert.specs, expert.order, forms_of(expert, output), {**named, **said})
 
 
 def _float32(value: float) -> bytes:
@@ -81,11 +91,13 @@ def identify(recipe: Recipe, expert: ExpertPlan, output: Output, sha256: dict[st
     paths = [lora.files[role] for each in recipe.passes for lora in each.loras if role in lora.files]
     mix, others = _mix(recipe.mix, role)
     sources = [*expert.source.identity()["files"], *({"name": os.path.basename(path), "sha256": sha256[path]} for path in paths)]
-    asked = {"role": role, "output": asdict(output.only(role)), "mix": mix,
+    mine = output.only(role)
+    sources += [{"name": os.path.basename(path), "sha256": sha256[path]} for path in mine.imatrix.values()]
+    asked = {"role": role, "output": asdict(replace(mine, imatrix={}, imatrix_sha256={})), "mix": mix,
              "passes": [told for each in recipe.passes if (told := _pass(each, role))["loras"]],
              "compat": recipe.compat, "normalize": recipe.normalize,
              "said": [recipe.title, recipe.title_version, recipe.date, recipe.save.metadata, recipe.save.lora_names]}
-    wish = _digest({**asked, "base": recipe.experts[role], "others": others, "loras": paths})
+    wish = _digest({**asked, "base": recipe.experts[role], "others": others, "loras": paths, "imatrix": mine.imatrix})
     header = hashlib.sha256(lay_out(recipe, expert, output, sha256).header).hexdigest()
     content = {"merge": MERGE, "torch": torch.__version__, "device": device, "sources": sources, "asked": asked, "header": header,
                "adapters": [each["adapters"] for each in expert.ledgers]}   # what lies in a file beside a LoRA

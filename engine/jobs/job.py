@@ -1,14 +1,16 @@
 """What lies beside a `.part` and lets it be resumed: recipe, sources, and the keys that are safely on disk.
 
-`name.safetensors.part` holds the data at their final offsets, `name.safetensors.job.json` this record. A key is entered only after
-its bytes are synced. Its checksum is the SHA-256 of all body bytes up to its end, a snapshot of the running hash, so it costs
-nothing, and one reading of the part finds the last key that is whole. Neither name ends as a model's does, so no loader lists them.
+`name.safetensors.part` (or `.gguf.part`) holds the data at their final offsets, `name.safetensors.job.json` this record. A key is
+entered only after its bytes are synced. Its checksum is the SHA-256 of all body bytes up to its end, a snapshot of the running
+hash, so it costs nothing, and one reading of the part finds the last key that is whole. Neither name ends as a model's does, so no
+loader lists them.
 """
 import json
 import os
 from dataclasses import dataclass, field, fields
 
 from ..errors import MergeError, PlanError
+from ..precision import GGUF, SAFETENSORS
 from ..system import naming, write_json
 
 VERSION = 2                                        # 2: outputs by label
@@ -93,7 +95,7 @@ def find_leftovers(folder: str) -> list[Leftover]:
     with naming(folder, "listed", "choose a folder that exists and that you may read"):
         names = sorted(os.listdir(folder))
     targets = sorted({os.path.join(folder, name.removesuffix(JOB).removesuffix(PART)) for name in names
-                      if name.endswith((JOB, ".safetensors" + PART))})
+                      if name.endswith((JOB, *(f".{ending}{PART}" for ending in (SAFETENSORS, GGUF))))})
     return [_leftover(target) for target in targets]
 
 

@@ -9,6 +9,7 @@ Header: 8 bytes of length, JSON, spaces (safetensors README, "Format"). 64 KB of
 place.
 """
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -29,11 +30,21 @@ class Layout:
     tensors: dict[str, tuple[TensorSpec, int]]     # name -> spec and absolute offset, in file order
     tail: int                                      # absolute offset of the first tensor that is not hashed while written
     constants: dict[str, bytes] = field(default_factory=dict)   # name -> bytes known beforehand
+    metadata: Mapping[str, str] = field(default_factory=dict)   # what the header says besides
+    alignment: int = 1                             # every tensor of the body is followed by zeros up to a multiple of this
 
     @property
     def size(self) -> int:
-        spec, start = self.tensors[next(reversed(self.tensors))]
-        return start + spec.nbytes
+        return self.end(next(reversed(self.tensors)))
+
+    def end(self, name: str) -> int:
+        """Absolute offset of what follows a tensor."""
+        spec, start = self.tensors[name]
+        return start + spec.nbytes + self.gap(name)
+
+    def gap(self, name: str) -> int:
+        """Zeros between a tensor and what follows."""
+        return -self.tensors[name][0].nbytes % self.alignment
 
     def sealed_header(self, sha256: str) -> bytes:
         """The header with the hash of the data in its slot; unchanged when the metadata have no slot for it."""
@@ -78,4 +89,4 @@ def _with_header(specs: dict[str, TensorSpec], constants: dict[str, bytes], tail
     text += b" " * (PADDING + -(len(text) + PADDING + 8) % ALIGNMENT)
     start = 8 + len(text)
     placed = {name: (spec, start + relative[name]) for name, spec in specs.items()}
-    return Layout(len(text).to_bytes(8, "little") + text, placed, start + tail, constants)
+    return Layout(len(text).to_bytes(8, "little") + text, placed, start + tail, constants, metadata)

@@ -17,7 +17,8 @@ from ..recipes import embedded
 from .layout import HASH_SLOT
 
 NEVER = re.compile(r"hash|sha\d|checksum|md5|blake|crc32|(?<![a-z])(file|total|data)?(sha|size)(?![a-z])|prompt|workflow"
-                   r"|extra_pnginfo|quantization|^format$|^modelspec\.", re.IGNORECASE)
+                   r"|extra_pnginfo|quantization|^format$|^modelspec\."
+                   r"|^(gguf|general|split|tokenizer|comfy\.gguf)\.", re.IGNORECASE)
 # A folder, a home or an address, as a config of a trainer may hold it; a name of a repository, `Wan-AI/Wan2.2`, is none.
 PATH = re.compile(r"^(?:[/~\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\]|[a-z]+://)|\\")
 # Steps of the 1000 that an expert is for (Wan2.2 configs: boundary 0.875 T2V, 0.9 I2V).

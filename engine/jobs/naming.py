@@ -20,8 +20,8 @@ FORMAT_TOKENS = {"float8_e4m3fn": "fp8_scaled", "float8_e5m2": "fp8_e5m2_scaled"
 TOKENS = ("title", "version", "task", "size", "expert", "format")
 
 
-def name_file(pattern: str, values: dict[str, str], role: str) -> str:
-    """File name with `.safetensors` for one output.
+def name_file(pattern: str, values: dict[str, str], role: str, ending: str = "safetensors") -> str:
+    """File name for one output. ending: safetensors or gguf.
 
     pattern: a preset's name or a pattern; values: title, version, task, size, format (an output's label). An empty value takes its
     separator with it. Raises PlanError on an unknown token or a name that some system forbids.
@@ -41,7 +41,7 @@ def name_file(pattern: str, values: dict[str, str], role: str) -> str:
         template = template.replace(f"%{token}%", text) if text else re.sub(rf"(?:[-_. ]%{token}%|%{token}%[-_. ]?)", "", template)
     if not template.strip(" -_."):
         raise PlanError(f"file name {pattern!r}: nothing is left of it for this model; put %title% into it")
-    return legal_name(template + ".safetensors")
+    return legal_name(f"{template}.{ending}")
 
 
 def _format_token(label: str) -> str:

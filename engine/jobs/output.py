@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...quant.formats import QUANTIZED
+from ...quant.formats import BLOCK_TYPES, QUANTIZED
 from ...quant.noise import uniform
 from ..bands import Rows
 from ..errors import MergeError, at
@@ -61,10 +61,16 @@ def noise_of(key: str, rows: Rows, band: torch.Tensor) -> torch.Tensor:
     return uniform(zlib.crc32(key.encode()), rows[0], band.shape, band.device)
 
 
-def quantize(form, band: Band, stats, *, noisy: bool) -> dict[str, torch.Tensor]:
-    """Suffix -> stored rows of a band; `band.spare` is overwritten. noisy: rounded stochastically, by a seed that is the key's."""
+def quantize(form, band: Band, stats, *, noisy: bool, importance: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """Suffix -> stored rows of a band; `band.spare` is overwritten. noisy: rounded stochastically, by a seed that is the key's;
+    importance: of the input's columns, for formats that search."""
     noise = noise_of(band.key, band.rows, band.merged) if noisy else None
-    return form.quantize(band.merged, stats, band.spare, noise=noise)
+    return form.quantize(band.merged, stats, band.spare, importance=on(importance, band.merged), noise=noise)
+
+
+def on(importance: torch.Tensor | None, band: torch.Tensor) -> torch.Tensor | None:
+    """The importances where the band lies."""
+    return None if importance is None else importance.to(band.device)
 
 
 def subnormals(stored: torch.Tensor, merged: torch.Tensor) -> int:
@@ -111,7 +117,7 @@ class Output:
 
     def _encode(self, band: Band, stats) -> Encoded:
         key, form = band.key, self.form(band.key)
-        parts = quantize(form, band, stats, noisy=key in self.plan.noisy)
+        parts = quantize(form, band, stats, noisy=key in self.plan.noisy, importance=self.plan.importance.get(key))
         first = band.rows[0] if band.merged.dim() else 0
         content = {suffix: self.writer.write(key + suffix, first, tensor) for suffix, tensor in parts.items()}
         if not band.sampled:
@@ -125,9 +131,10 @@ class Output:
     def _survive(self, band: Band, stats, parts: dict[str, torch.Tensor], merged: torch.Tensor, decoded: torch.Tensor) -> Survival:
         """What the sampled rows keep of the delta. Codes are compared to those of the base under the same statistics."""
         form = self.form(band.key)
-        if band.base is None or form.NAME not in QUANTIZED:
+        if band.base is None or not (form.NAME in QUANTIZED or form.NAME in BLOCK_TYPES):
             return NOTHING
-        bases = form.quantize(band.base, stats)[""][:len(band.base)]
+        importance = on(self.plan.importance.get(band.key), band.base)
+        bases = form.quantize(band.base, stats, importance=importance)[""][:len(band.base)]
         codes, same = same_codes(parts[""][band.sampled], bases, band.base.shape[1])
         return survey(band.base, merged, decoded, band.space) + Survival(codes=codes, same=same)
 

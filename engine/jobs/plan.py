@@ -1,6 +1,7 @@
 """From a recipe and headers to a plan: every output's name, dtypes, shapes, offsets and bytes, before a weight is read."""
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..bases.roles import check_pair
@@ -20,11 +21,13 @@ from ..recipes.recipe_edit import check_twice
 from . import metadata, naming, targets
 from . import order as orders
 from .carry import Ride
+from .encoder import encoded_as_begun
 from .estimate import estimate
 from .experts import ExpertPlan, plan_expert, weigh
 from .file_plan import OutputPlan, identify, lay_out
 from .grade import grade
-from .stored_as import forms_of, noisy_keys
+from .importance import importances, pinned
+from .stored_as import forms_of, gguf_notices, noisy_keys
 
 
 @dataclass
@@ -77,8 +80,11 @@ def plan_recipe(recipe: Recipe, reports: Path, *, check_space: bool = True, shou
         loras = _open_loras(plan)
         targets.check_folder(str(reports))
         cache = HashCache(reports)
-        sha256 = {path: cache.sha256(path, tick) for path in loras}
+        weights = [path for output in recipe.outputs for path in output.imatrix.values()]
+        _check_there(weights)
+        sha256 = {path: cache.sha256(path, tick) for path in [*loras, *weights]}
         plan.recipe, notices = resolve_recipe(recipe, {path: lora.is_distillation for path, lora in loras.items()})
+        plan.recipe = replace(plan.recipe, outputs=tuple(pinned(output, sha256) for output in plan.recipe.outputs))
         plan.notices += notices
         check_twice(plan.recipe, sha256, {role: source.metadata for role, (source, _) in bases.items()})
         plan.experts = [plan_expert(role, *base, plan.recipe, loras, sha256) for role, base in bases.items()]
@@ -114,6 +120,12 @@ def _may_be_lossy(recipe: Recipe, role: str) -> bool:
     """A quantized base is taken where it was allowed, and where nothing is merged onto it: storing it anew is no loss to anyone."""
     merged = any(lora.files.get(role) for each in recipe.passes for lora in each.loras)
     return recipe.allow_quantized_source or not (merged or (recipe.mix and role in recipe.mix.files))
+
+
+def _check_there(paths: list[str]) -> None:
+    missing = [path for path in paths if not os.path.isfile(path)]
+    if missing:
+        raise PlanError(f"{missing[0]}: expected an imatrix file, found none; choose it again, or leave it out")
 
 
 def _open_loras(plan: Plan) -> dict[str, LoraFile]:
@@ -165,7 +177,8 @@ def _plan_outputs(plan: Plan, sha256: dict[str, str], known: dict[str, str], rep
     for label in dict.fromkeys(output.label for output in recipe.outputs):
         wanted = [(expert, output) for output in recipe.outputs if output.label == label
                   for expert in plan.experts if expert.role in output.experts]
-        names = {each.role: naming.name_file(recipe.save.name, _values(recipe, each, label), each.role) for each, _ in wanted}
+        names = {each.role: naming.name_file(recipe.save.name, _values(recipe, each, label), each.role, output.container)
+                 for each, output in wanted}
         naming.check_names(names)
         targets.check_folder(recipe.save.folder)
         laid = {expert.role: lay_out(recipe, expert, output, sha256 | known) for expert, output in wanted}
@@ -176,9 +189,11 @@ def _plan_outputs(plan: Plan, sha256: dict[str, str], known: dict[str, str], rep
             if target.path in taken:
                 raise PlanError(f"{target.path}: two outputs would get this name; put %format% into the name")
             taken.add(target.path)
-            plan.notices += [target.notice] if target.notice else []
-            expert.outputs.append(OutputPlan(expert.role, output.format, label, forms_of(expert, output), laid[expert.role], target,
-                                             *ids[expert.role], noisy_keys(expert, output)))
+            weights, told = importances(expert, output)
+            plan.notices += [*([target.notice] if target.notice else []), *gguf_notices(expert, output), *told]
+            forms = encoded_as_begun(forms_of(expert, output), target, plan.device.torch_device)
+            expert.outputs.append(OutputPlan(expert.role, output.format, label, forms, laid[expert.role], target,
+                                             *ids[expert.role], noisy_keys(expert, output), weights))
 
 
 def _values(recipe: Recipe, expert: ExpertPlan, label: str) -> dict[str, str]:

@@ -12,21 +12,23 @@ from ..plans.build import build, finish
 from ..plans.moves import TO_SOLVE
 from ..plans.plan import KEEP, Choice, PrecisionPlan
 from ..plans.request import PlanRequest
-from ..precision import KINDS
+from ..precision import GGUF, KINDS
 from ..progress import Clock, Progress, silent
 from .carry import Ride
 from .experts import ExpertPlan
 from .plan import Plan
-from .solve_budget import byte_counts, error_of, predicted, solve_budget
+from .solve_budget import byte_counts, candidates, error_of, predicted, solve_budget
 from .trial import Trial, Wanted, measure, readings
 
 LINEARS = ("q", "k", "v", "o", "k_img", "v_img", "0", "2")   # of each kind, as comfy/ldm/wan/model.py makes them
 __all__ = ["Solved", "byte_counts", "error_of", "picture", "predicted", "solve"]
 
 
-def eight_bits(card: str) -> str:
-    """What 4-bit layers are raised to on a card: MXFP8 where it is native, INT8 on every other."""
-    return "mxfp8" if "mxfp8" in cards.native_formats(card) else "int8_tensorwise"
+def eight_bits(request: PlanRequest) -> str:
+    """What narrower layers are raised to: MXFP8 on a card where it is native, INT8 on every other, Q8_0 in a GGUF."""
+    if request.container == GGUF:
+        return "Q8_0"
+    return "mxfp8" if "mxfp8" in cards.native_formats(request.card) else "int8_tensorwise"
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def solve(plan: Plan, request: PlanRequest, *, reports: Path, should_stop: Calla
     """
     made = build({expert.role: expert.specs for expert in plan.experts}, request)
     experts, trials, notices = {}, {}, list(made.notices)
-    asked = {expert.role: _candidates(made.experts[expert.role], request) for expert in plan.experts}
+    asked = {expert.role: _candidates(expert, made.experts[expert.role], request) for expert in plan.experts}
     total = sum(readings(expert, Path(reports), expert.block_linears) for expert in plan.experts if asked[expert.role])
     ride = Ride(plan.device, Clock(total, on_progress), should_stop, Path(reports))
     for expert in plan.experts:
@@ -58,12 +60,12 @@ def solve(plan: Plan, request: PlanRequest, *, reports: Path, should_stop: Calla
     return Solved(replace(made, experts=experts, notices=tuple(dict.fromkeys(notices))), trials)
 
 
-def _candidates(choices: dict[str, Choice], request: PlanRequest) -> tuple[str, ...]:
+def _candidates(expert: ExpertPlan, choices: dict[str, Choice], request: PlanRequest) -> tuple[str, ...]:
     """Formats that have to be tried for what is asked; none where headers were enough."""
-    eight = eight_bits(request.card)
+    eight = eight_bits(request)
     forms = {choice.format for choice in choices.values()}
     if request.budget_gb:
-        forms |= {*cards.native_formats(request.card), KEEP}
+        forms |= {*candidates(expert, request), KEEP}
     elif request.promote_below is None:
         return ()
     return tuple(dict.fromkeys([*promote.wanted(forms, eight), KEEP]))
@@ -73,7 +75,7 @@ def _decide(expert: ExpertPlan, choices: dict[str, Choice], trials: dict[str, Tr
             made: tuple[PrecisionPlan, PlanRequest]) -> tuple[dict[str, Choice], list[str]]:
     """What the measurement decides of one expert. made: the plan from headers, and what was asked."""
     plan, request = made
-    effects, eight, told = {layer: trial.effects() for layer, trial in trials.items()}, eight_bits(request.card), []
+    effects, eight, told = {layer: trial.effects() for layer, trial in trials.items()}, eight_bits(request), []
     if request.promote_below is not None:          # of a budget, the layers that it does not decide
         decided = {layer: each for layer, each in choices.items() if each.reason != TO_SOLVE}
         raised, told = promote.promote(decided, effects, request.promote_below, eight)

@@ -1,13 +1,14 @@
 """What an output asks for, on the tensors of one expert: formats, full precision, input scales, rounding."""
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 
-from ...quant.formats import FORMATS
-from .. import precision
+from ...quant.formats import BLOCK_TYPES, FORMATS
+from .. import gguf_mix, precision
 from ..errors import PlanError
-from ..precision import Forms
+from ..precision import GGUF, Forms
 from ..recipes.output import FAST, Output
 from ..specs import TensorSpec
 from .experts import ExpertPlan
@@ -52,6 +53,8 @@ def input_scale(forms: Forms, key: str, spec: TensorSpec, amax: Mapping[str, flo
 def forms_of(expert: ExpertPlan, output: Output) -> Forms:
     """What each tensor of this expert is stored as. A quantized layer without an input scale follows `activations`."""
     forms, scaled = output.forms(expert.role), output.input_amax.get(expert.role, {})
+    if forms.container == GGUF:                    # ComfyUI-GGUF multiplies in 16 bit whatever a layer is stored in
+        return replace(forms, layers={**_of_mix(expert, output), **forms.layers})
     names = {key: name for key, spec in expert.specs.items() if (name := forms.name(key, spec))}
     slow = {precision.layer_of(key) for key, name in names.items()
             if name == SLOW or (output.activations != FAST and not (
@@ -59,10 +62,35 @@ def forms_of(expert: ExpertPlan, output: Output) -> Forms:
     return replace(forms, full_precision=forms.full_precision | slow)
 
 
+def _of_mix(expert: ExpertPlan, output: Output) -> dict[str, str]:
+    """Layer -> type, by the rules of a mix; none where a plan names the layers, or the format is one type for all."""
+    if output.plan or output.format not in gguf_mix.MIXES:
+        return {}
+    linears = [key for key in expert.order if key in expert.block_linears]
+    return {precision.layer_of(key): name for key, name in gguf_mix.mix_types(output.format, linears).items()}
+
+
+def gguf_notices(expert: ExpertPlan, output: Output) -> list[str]:
+    """What of the wish a GGUF does not hold: other types where the columns are no multiple of the blocks; input scales and full
+    precision, as all is multiplied in 16 bit."""
+    forms, moved, role = forms_of(expert, output), Counter(), expert.role
+    if forms.container != GGUF:
+        return []
+    unused = [words for words, found in (("input scales", output.input_amax), ("layers in full precision", output.full_precision))
+              if found.get(role)]
+    for key in expert.block_linears:
+        asked, columns = forms.layers.get(precision.layer_of(key), forms.default), expert.specs[key].shape[1]
+        if asked in BLOCK_TYPES and gguf_mix.fallback(asked, columns) != asked:
+            moved[asked, forms.name(key, expert.specs[key]) or "16 bit", columns] += 1
+    told = [f"{output.label}: {' and '.join(unused)} change nothing in a GGUF: all is multiplied in 16 bit"] if unused else []
+    return told + [f"{expert.source.name}: {output.label}: {count} layers of {columns} columns cannot be {asked} and become {got}, "
+                   "of smaller blocks" for (asked, got, columns), count in moved.items()]
+
+
 def noisy_keys(expert: ExpertPlan, output: Output) -> frozenset[str]:
     """Keys whose codes are rounded stochastically: a delta was added to a weight that lies on the output's own grid already, where
     rounding to nearest would put most of it back. Anywhere else nearest loses nothing of it, at a smaller error."""
-    grids, forms = expert.source.formats, output.forms(expert.role)
+    grids, forms = expert.source.formats, forms_of(expert, output)
     if output.rounding != "auto":
         return frozenset()
     moved = {*expert.contributions, *expert.source.moved}

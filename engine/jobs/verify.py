@@ -1,9 +1,10 @@
 """Before a part gets its final name: does the file say and hold what the plan and the encoder meant?
 
-Sixteen seeded rows of every tensor are read back and decoded by comfy-kitchen, which is what will read the file, not by the code
-that wrote it: their error must be the figure that the encoder saw (sample.py).
+Sixteen seeded rows of every tensor are read back and decoded by comfy-kitchen, which is what will read the file, or, of a GGUF, by
+the gguf library, not by the code that wrote it: their error must be the figure that the encoder saw (sample.py).
 """
 import math
+import os
 
 import torch
 
@@ -12,7 +13,9 @@ from ..bases import stated
 from ..errors import TensorError, at
 from ..header import Header, read_header
 from ..inspection import contract
+from ..precision import GGUF
 from ..system import ReadFile, open_read
+from .layout import Layout
 from .sample import Sample, probe, rows_of, square
 
 # Two programs may round a product of scales, or sum a rotation, in another order: 2**-24 of a row's values each. A probe weighs
@@ -26,12 +29,13 @@ def check(part: str, out, expert, samples: dict[str, dict]) -> float:
 
     samples: key -> what the encoder saw (`Sample.to_json`). Raises HeaderError or TensorError; the part then stays as it is.
     """
-    header, total = read_header(part), Sample()
-    found = {name: (entry.spec, entry.start) for name, entry in header.entries.items()}
-    if found != out.layout.tensors:
-        wrong = min(name for name, _ in set(found.items()) ^ set(out.layout.tensors.items()))
-        raise TensorError(wrong, "verify", ValueError("it is not where the plan put it; delete the .part file, start over"))
-    _check_contract(header)
+    total = Sample()
+    if out.forms.container == GGUF:
+        _check_gguf(part, out, expert)
+    else:
+        header = read_header(part)
+        _compare({name: (entry.spec, entry.start) for name, entry in header.entries.items()}, out.layout.tensors)
+        _check_contract(header)
     with open_read(part) as file:
         for name, content in out.layout.constants.items():   # entries, flags and input scales, as they were planned
             if _tensor(file, out.layout.tensors[name][1], len(content), torch.uint8).numpy().tobytes() != content:
@@ -40,10 +44,33 @@ def check(part: str, out, expert, samples: dict[str, dict]) -> float:
         for key in expert.order:
             seen, spec = Sample(**samples[key]), expert.specs[key]
             with at(key, "verify"):
-                _check_tensor(file, header, key, (out.forms.of(key, spec), spec.shape), seen)
+                _check_tensor(file, out.layout, key, (out.forms.of(key, spec), spec.shape), seen)
             if out.forms.name(key, spec) or not out.forms.is_quantized:
                 total += seen
     return total.error
+
+
+def _compare(found: dict[str, tuple], planned: dict[str, tuple]) -> None:
+    """Raise TensorError for the first tensor that is not what and where it was planned. name -> what it is, and where."""
+    if found != planned:
+        wrong = min(name for name, _ in set(found.items()) ^ set(planned.items()))
+        raise TensorError(wrong, "verify", ValueError("it is not where the plan put it; delete the .part file, start over"))
+
+
+def _check_gguf(part: str, out, expert) -> None:
+    """Raise TensorError unless the gguf library reads names, types, shapes and places as they were planned. It maps the file, until
+    the reader is gone."""
+    from gguf import GGUFReader  # here: only GGUF files need it
+    try:
+        tensors = GGUFReader(part).tensors
+    except (KeyError, ValueError, IndexError) as cause:
+        why = ValueError(f"the gguf library does not read it: {cause}; delete the .part file, start over")
+        raise TensorError(os.path.basename(part), "verify", why) from cause
+    found = {tensor.name: ((tensor.tensor_type.name, tuple(int(size) for size in reversed(tensor.shape))),
+                           (int(tensor.data_offset), int(tensor.n_bytes))) for tensor in tensors}
+    planned = {key: ((out.forms.of(key, expert.specs[key]).NAME, expert.specs[key].shape), (start, spec.nbytes))
+               for key, (spec, start) in out.layout.tensors.items()}
+    _compare(found, planned)
 
 
 def _check_contract(header: Header) -> None:
@@ -54,7 +81,7 @@ def _check_contract(header: Header) -> None:
         raise TensorError(wrong[0].key, "verify", ValueError(f"{wrong[0].text}; delete the .part file, and tell the pack's makers"))
 
 
-def _check_tensor(file: ReadFile, header: Header, key: str, how: tuple, seen: Sample) -> None:
+def _check_tensor(file: ReadFile, layout: Layout, key: str, how: tuple, seen: Sample) -> None:
     """how: the format and the shape of the weight."""
     form, shape = how
     rows = rows_of(key, shape[0]) if shape else []
@@ -62,7 +89,7 @@ def _check_tensor(file: ReadFile, header: Header, key: str, how: tuple, seen: Sa
         return
 
     def fetch(suffix: str, first: int | None, stop: int | None) -> torch.Tensor:
-        return _read(file, header, key + suffix, first, stop)
+        return _read(file, layout, key + suffix, first, stop)
 
     decoded = decode_rows(form, shape, rows, fetch)
     slack = TOLERANCE * HEAVIEST * math.sqrt(seen.decoded)
@@ -72,13 +99,13 @@ def _check_tensor(file: ReadFile, header: Header, key: str, how: tuple, seen: Sa
                              "file, start over")
 
 
-def _read(file: ReadFile, header: Header, name: str, first: int | None, stop: int | None) -> torch.Tensor:
+def _read(file: ReadFile, layout: Layout, name: str, first: int | None, stop: int | None) -> torch.Tensor:
     """Rows [first, stop) of one stored tensor, or all of it."""
-    entry = header.entries[name]
-    if first is None or not entry.spec.shape:
-        return _tensor(file, entry.start, entry.nbytes, entry.spec.dtype).reshape(entry.spec.shape)
-    nbytes, rest = entry.nbytes // entry.spec.shape[0], entry.spec.shape[1:]
-    return _tensor(file, entry.start + first * nbytes, (stop - first) * nbytes, entry.spec.dtype).reshape(stop - first, *rest)
+    spec, start = layout.tensors[name]
+    if first is None or not spec.shape:
+        return _tensor(file, start, spec.nbytes, spec.dtype).reshape(spec.shape)
+    nbytes, rest = spec.nbytes // spec.shape[0], spec.shape[1:]
+    return _tensor(file, start + first * nbytes, (stop - first) * nbytes, spec.dtype).reshape(stop - first, *rest)
 
 
 def _tensor(file: ReadFile, start: int, nbytes: int, dtype: torch.dtype) -> torch.Tensor:

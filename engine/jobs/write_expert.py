@@ -115,7 +115,7 @@ def _job_of(plan: Plan, out: OutputPlan, ride: Ride) -> jobs.Job:
     if job is not None:
         return job
     made = {"role": out.role, "label": out.label, "bytes": out.layout.size, "tensors": len(out.layout.tensors),
-            "header_sha256": sha256(out.layout.header).hexdigest()}
+            "header_sha256": sha256(out.layout.header).hexdigest(), "encoder": out.forms.options.backend}
     return jobs.Job(out.target.path, out.job_id, out.wish, plan.recipe.to_json(), out.sources, made, os.path.abspath(ride.reports))
 
 

@@ -89,8 +89,11 @@ class PartWriter:
         checksum = 0
         for name, tensor in sides.items():
             checksum = zlib.crc32(self.write(name, 0, tensor), checksum)
-        spec, start = self.layout.tensors[last]
-        self.waiting.append({"key": key, "end": start + spec.nbytes, "prefix": self.body.copy().hexdigest(), "sides": list(sides),
+        gap = bytes(self.layout.gap(last))
+        if gap:
+            self.file.write_at(self.layout.end(last) - len(gap), gap)
+            self.body.update(gap)
+        self.waiting.append({"key": key, "end": self.layout.end(last), "prefix": self.body.copy().hexdigest(), "sides": list(sides),
                              "crc": checksum, "report": report})
         self.done[key] = report
 

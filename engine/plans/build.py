@@ -5,24 +5,22 @@ Order, as jorismak/convert_nvfp4 has it (its own steps marked *), each step on w
     exclude, include    full-precision lists and switches *    shapes that a format cannot hold
 There patterns choose formats before all this, and not beside a GGUF; here a person who names a layer has the last word.
 """
-import re
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
 
-from ..errors import RecipeError, SourceError
-from ..precision import SOURCE
+from ..errors import RecipeError
+from ..precision import GGUF, SOURCE
 from ..specs import TensorSpec
-from . import gguf_map, layer_lists, patterns, presets, sensitivity
+from . import gguf_map, layer_lists, patterns, sensitivity
 from .cards import INTS
-from .moves import TO_SOLVE, Choices, fitted, keep_edges
-from .names import PREFIX, bare, some
-from .plan import KEEP, Choice, PrecisionPlan, block_linears, read_object, read_text
+from .moves import Choices, fitted, keep_edges
+from .names import PREFIX, bare
+from .plan import KEEP, PrecisionPlan, block_linears, read_object, read_text
 from .request import BOTH, PlanRequest, file_for
+from .sources import formats_of, gguf_of, title_of
 
 Model = Mapping[str, TensorSpec]
 Read = Callable[[str], Mapping[str, str]]
-IN_A_NAME = re.compile(r"(?:IQ|TQ|Q)\d(?:_\w+?)?(?=[.-]|$)|BF16|F16", re.IGNORECASE)  # Q5_K_M in Wan2.2-I2V-HighNoise-Q5_K_M.gguf
 
 
 def build(model_by_role: Mapping[str, Model], request: PlanRequest, *, read: Read = gguf_map.types_of) -> PrecisionPlan:
@@ -31,11 +29,11 @@ def build(model_by_role: Mapping[str, Model], request: PlanRequest, *, read: Rea
     read: path of a GGUF -> key -> type; replace it to remember headers. Raises RecipeError, SourceError, HeaderError.
     """
     loaded = PrecisionPlan.load(request.plan) if request.plan else None
-    maps = {role: read(_gguf_of(request, role)) for role in model_by_role} if request.gguf else {}
+    maps = {role: read(gguf_of(request, role)) for role in model_by_role} if request.gguf else {}
     experts, notices = {}, _unused_files(request, tuple(model_by_role)) + list(loaded.notices if loaded else ())
     for role, given in model_by_role.items():
         model = {bare(key): spec for key, spec in given.items()}
-        choices, told = _source(model, role, request, loaded, maps.get(role))
+        choices, told = formats_of(model, role, request, loaded, maps.get(role))
         if model.keys() != given.keys():
             told.append(f"{PREFIX} before the names of the model was ignored")
         for step in (_switches, _sensitivity, _patterns):
@@ -47,58 +45,28 @@ def build(model_by_role: Mapping[str, Model], request: PlanRequest, *, read: Rea
             more += last
         notices += [f"{role}: {each}" for each in told + more]
     names = tuple(dict.fromkeys(name for types in maps.values() for name in gguf_map.fp32_names(types))) if maps else None
-    return PrecisionPlan(
-        title=_title(request, loaded, maps), experts=experts, notices=tuple(dict.fromkeys(notices)),
+    return _of_its_kind(PrecisionPlan(
+        title=title_of(request, loaded, maps), experts=experts, notices=tuple(dict.fromkeys(notices)),
         kept_dtype=request.kept_dtype or (loaded.kept_dtype if loaded else SOURCE),
-        fp32_names=loaded.fp32_names if loaded else names)
+        fp32_names=loaded.fp32_names if loaded else names), request)
 
 
-def _gguf_of(request: PlanRequest, role: str) -> str:
-    path = file_for(request.gguf, role)
-    if path is None:
-        raise RecipeError(f"plan request.gguf: expected a file for {role} or for {BOTH}, found {', '.join(request.gguf)}, add one")
-    return path
+def _of_its_kind(plan: PrecisionPlan, request: PlanRequest) -> PrecisionPlan:
+    """The plan. Raises RecipeError where a plan file was made for another kind of file than is asked for."""
+    quantized = any(each.format != KEEP for choices in plan.experts.values() for each in choices.values())
+    if quantized and plan.container != request.container:
+        raise RecipeError(f"plan {plan.title}: expected formats of a {request.container} file, found those of a {plan.container} "
+                          f"file; choose another plan, or {plan.container} as container")
+    return plan
 
 
 def _unused_files(request: PlanRequest, roles: tuple[str, ...]) -> list[str]:
-    """Notices of files that are for an expert which is not there."""
+    """Notices of files that are for an expert which is not there, and of fields that change nothing in a GGUF."""
     given = {"gguf": request.gguf, "sensitivity": request.sensitivity, "full_precision_lists": request.full_precision_lists}
+    idle = request.full_precision if request.container == GGUF else ()
     return [f"{field}: the file for {role} is not used, as there is no such expert" for field, files in given.items()
-            for role in files if role != BOTH and role not in roles]
-
-
-def _source(model: Model, role: str, request: PlanRequest, loaded: PrecisionPlan | None,
-            types: Mapping[str, str] | None) -> tuple[Choices, list[str]]:
-    if loaded:
-        return _from_plan(model, role, loaded)
-    if types is not None:
-        try:
-            found = gguf_map.from_gguf(model, types, nvfp4_max_bitdepth=request.gguf_nvfp4_max_bitdepth, use_fp8=request.use_fp8)
-        except SourceError as cause:
-            raise SourceError(f"{_gguf_of(request, role)}: {cause}") from cause
-        return found, gguf_map.oddities(model, types)
-    if request.preset:
-        return presets.choices(model, request.preset, request.hardware)
-    if request.budget_gb:
-        return {layer: Choice(KEEP, reason=TO_SOLVE) for layer in block_linears(model)}, []
-    return {layer: Choice(request.format, reason="all linears of the blocks") for layer in block_linears(model)}, []
-
-
-def _from_plan(model: Model, role: str, loaded: PrecisionPlan) -> tuple[Choices, list[str]]:
-    """The expert of that role in a loaded plan, or its only expert; layers it does not name are kept."""
-    told, named, linears = [], loaded.experts.get(role), block_linears(model)
-    if named is None:
-        if len(loaded.experts) != 1:
-            raise RecipeError(f"plan {loaded.title}: expected a plan for {role}, "
-                              f"found one for {' and '.join(loaded.experts) or 'none'}, choose another plan")
-        (other, named), = loaded.experts.items()
-        told.append(f"plan {loaded.title}: made for {other}, used for {role}")
-    missing, extra = [layer for layer in linears if layer not in named], [layer for layer in named if layer not in linears]
-    if missing:
-        told.append(f"plan {loaded.title}: {len(missing)} layers are not in it and stay unquantized: {some(missing)}")
-    if extra:
-        told.append(f"plan {loaded.title}: {len(extra)} of its layers are not linears of this model's blocks: {some(extra)}")
-    return {layer: named.get(layer, Choice(KEEP, reason="not in the plan file")) for layer in linears}, told
+            for role in files if role != BOTH and role not in roles] + [
+        f"{field}: changes nothing in a GGUF, whose layers are all multiplied in 16 bit" for field in idle]
 
 
 def _switches(choices: Choices, model: Model, role: str, request: PlanRequest) -> tuple[Choices, list[str]]:
@@ -114,7 +82,7 @@ def _sensitivity(choices: Choices, model: Model, role: str, request: PlanRequest
         return choices, []
     found, limit = read_object(path, "a sensitivity JSON"), request.sensitivity_threshold
     over, notices = sensitivity.flagged(found, limit, model, PurePath(path).name)
-    if request.budget_gb and request.sensitivity_action != KEEP:
+    if request.sensitivity_action != KEEP and (request.budget_gb or request.container == GGUF):
         return choices, notices                    # `finish` does it, when there are formats to multiply in 16 bit
     return sensitivity.apply(choices, over, limit, request.sensitivity_action), notices
 
@@ -135,6 +103,8 @@ def _full_precision(choices: Choices, model: Model, role: str, request: PlanRequ
 def finish(choices: Choices, model: Model, role: str, request: PlanRequest) -> tuple[Choices, list[str]]:
     """The last step, full precision, on formats that are decided; after a budget that of a sensitivity file too. Raises
     RecipeError."""
+    if request.container == GGUF:
+        return choices, []
     if request.budget_gb and request.sensitivity_action != KEEP and file_for(request.sensitivity, role):
         path, limit = file_for(request.sensitivity, role), request.sensitivity_threshold
         over, _ = sensitivity.flagged(read_object(path, "a sensitivity JSON"), limit, model, PurePath(path).name)
@@ -148,15 +118,3 @@ def _without_effect(choices: Choices) -> list[str]:
     deaf = [layer for layer, choice in choices.items() if choice.full_precision and choice.format in INTS]
     return [f"{len(deaf)} layers in INT formats multiply in int8 all the same: ComfyUI 0.33 hands them to comfy-kitchen, which "
             "does not look at full_precision_matrix_mult"] if deaf else []
-
-
-def _title(request: PlanRequest, loaded: PrecisionPlan | None, maps: Mapping[str, Mapping[str, str]]) -> str:
-    if loaded:
-        return loaded.title
-    if maps:
-        named = IN_A_NAME.findall(PurePath(_gguf_of(request, next(iter(maps)))).name)
-        common = Counter(name for types in maps.values() for name in types.values() if name != "F32").most_common(1)
-        return f"gguf-{named[-1] if named else common[0][0]}".lower() if named or common else "gguf"
-    if request.budget_gb:
-        return f"{request.budget_gb:g}gb"
-    return f"{request.preset}-{request.hardware}" if request.preset else request.format

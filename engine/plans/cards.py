@@ -7,11 +7,13 @@ ComfyUI 0.33 (comfy/ops.py pick_operations, comfy/model_management.py supports_*
     the INT formats       comfy-kitchen 0.2.31 quantizes the input itself, on every device; `full_precision_matrix_mult` changes
                           nothing: the resident weight reaches comfy-kitchen's own product all the same
 
+The types of GGUF come through ComfyUI-GGUF (ops.py, dequant.py), which decodes the weight at every call, on every device.
 `native` is the product in the unit named. `emulated` is right and small, and no faster than 16 bit. `fails` loads, and stops at
 the first step. `not loadable` is what a ComfyUI without the format says.
 """
 from dataclasses import dataclass
 
+from ...quant.formats import BLOCK_TYPES
 from .plan import KEEP
 
 NATIVE, EMULATED, FAILS, NOT_LOADABLE = "native", "emulated", "fails", "not loadable"
@@ -39,6 +41,7 @@ NATIVE_UNITS = {
 }
 E5M2_FAILS = "CUDA has no product of two E5M2 matrices, and ComfyUI quantizes the input to E5M2 too: use full precision"
 IGNORED = "ComfyUI multiplies INT formats in INT8 or INT4 even where full precision is asked for"
+DECODED = "ComfyUI-GGUF decodes the weight and multiplies in 16 bit"
 ASKED = "full precision is asked for: the weight is dequantized, the product is in 16 bit"
 NEEDS = {"nvfp4": "FP4 units came with RTX 50", "mxfp8": "MXFP8 units came with RTX 50",
          "float8_e4m3fn": "FP8 units came with RTX 40", "float8_e5m2": "FP8 units came with RTX 40"}
@@ -73,12 +76,14 @@ class Verdict:
 def judge(form: str, card: str, *, full_precision: bool = False) -> Verdict:
     """What a layer in a format becomes on a class of card in ComfyUI 0.33, with a torch built for CUDA 13 where it is NVIDIA's.
 
-    form: a QUANT_ALGOS name, bf16, fp16, fp32 or KEEP; card: a key of CARDS. Raises KeyError for another card, ValueError for
-    another format.
+    form: a QUANT_ALGOS name, a type of GGUF, bf16, fp16, fp32 or KEEP; card: a key of CARDS. Raises KeyError for another card,
+    ValueError for another format.
     """
     units = NATIVE_UNITS[card]
     if form in PLAIN:
         return Verdict(NATIVE, SIXTEEN, "not quantized: cast to 16 bit" if form == "fp32" else "not quantized")
+    if form in BLOCK_TYPES:
+        return Verdict(EMULATED, SIXTEEN, DECODED)
     if form not in AFTER:
         raise ValueError(f"format: expected one of {', '.join([*AFTER, *sorted(PLAIN)])}, found {form}")
     if form in FLOATS and full_precision:

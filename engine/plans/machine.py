@@ -8,9 +8,11 @@ of FP8, MXFP8 and NVFP4 are quantized by several passes instead of one kernel.
 import re
 from dataclasses import dataclass
 
+from ...quant.formats import BLOCK_TYPES
 from .cards import (
     AFTER,
     ASKED,
+    DECODED,
     E5M2_FAILS,
     EMULATED,
     FAILS,
@@ -75,9 +77,11 @@ def card_of(facts: Machine) -> str:
 
 
 def judge_machine(form: str, facts: Machine, *, full_precision: bool = False) -> Verdict:
-    """What a layer in a format becomes on this machine. form: a QUANT_ALGOS name, bf16, fp16, fp32 or KEEP. Raises ValueError."""
+    """What a layer in a format becomes on this machine. form: as in cards.judge. Raises ValueError."""
     if form in PLAIN:
         return Verdict(NATIVE, SIXTEEN, "not quantized")
+    if form in BLOCK_TYPES:
+        return Verdict(EMULATED, SIXTEEN, DECODED)
     if form not in AFTER:
         raise ValueError(f"format: expected one of {', '.join([*AFTER, *sorted(PLAIN)])}, found {form}")
     if form not in facts.formats:

@@ -2,9 +2,11 @@
 import dataclasses
 from collections.abc import Iterable, Mapping
 
-from ...quant.formats import FORMATS
+from ...quant.formats import BLOCK_TYPES, FORMATS
+from ..gguf_mix import fallback
 from ..precision import block_of, stored
 from ..specs import TensorSpec
+from .names import some
 from .plan import KEEP, Choice
 
 Choices = dict[str, Choice]  # layer -> choice, of one expert
@@ -44,15 +46,23 @@ def keep_edges(choices: Mapping[str, Choice], width: int = 2) -> Choices:
 
 
 def fitted(choices: Mapping[str, Choice], linears: Mapping[str, TensorSpec]) -> tuple[Choices, list[str]]:
-    """`choices` with KEEP for each layer whose shape its format cannot hold, and a notice per format of how many these are."""
-    found, misfits = {}, {}
+    """`choices` with KEEP for each layer whose shape its format cannot hold, or what llama.cpp takes for a type of GGUF, and a
+    notice per format of how many these are."""
+    found, misfits, fallen = {}, {}, {}
     for layer, choice in choices.items():
-        found[layer] = choice
-        if choice.format != KEEP:
+        found[layer], columns = choice, linears[layer].shape[1]
+        if choice.format in BLOCK_TYPES:
+            name = fallback(choice.format, columns)
+            if name != choice.format:
+                found[layer] = moved(choice, name if name in BLOCK_TYPES else KEEP, f"{columns} columns")
+                fallen.setdefault((choice.format, found[layer].format), []).append(layer)
+        elif choice.format != KEEP:
             try:
                 stored(FORMATS[choice.format], linears[layer].shape)
             except ValueError as cause:
                 found[layer] = moved(choice, KEEP, f"{cause}")
                 misfits.setdefault(choice.format, []).append((layer, cause))
-    return found, [f"{len(each)} layers stay unquantized, as {name} cannot hold them: {each[0][0]}: {each[0][1]}"
-                   for name, each in misfits.items()]
+    told = [f"{len(each)} layers stay unquantized, as {name} cannot hold them: {each[0][0]}: {each[0][1]}"
+            for name, each in misfits.items()]
+    return found, told + [f"{len(each)} layers {'stay unquantized' if name == KEEP else f'become {name}'}, as their columns are no "
+                          f"multiple of the block of {asked}: {some(each)}" for (asked, name), each in fallen.items()]

@@ -8,13 +8,13 @@ says the same, whatever preset or file it came from. All other tensors stay as `
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated
 
-from ...quant.formats import FORMATS, QUANTIZED
+from ...quant.formats import BLOCK_TYPES, FORMATS, QUANTIZED
 from .. import strict_json
 from ..errors import RecipeError
-from ..precision import KEEP, KEPT_DTYPES, SOURCE, is_block_linear
+from ..precision import GGUF, KEEP, KEPT_DTYPES, SAFETENSORS, SOURCE, container_of, is_block_linear
 from ..recipes import checks
 from ..recipes.output import ROLES
 from ..specs import TensorSpec
@@ -25,13 +25,18 @@ LARGEST = 8_000_000  # bytes; the plan of two 14B experts has 800 layers of abou
 
 
 def one_format(value: object, where: str) -> str:
-    """A check: the name of a quantized format, or KEEP."""
-    return checks.choice(*(name for name in FORMATS if name in QUANTIZED), KEEP)(value, where)
+    """A check: the name of a quantized format, one of ComfyUI's or a type of GGUF, or KEEP."""
+    return checks.choice(*(name for name in FORMATS if name in QUANTIZED), *BLOCK_TYPES, KEEP)(value, where)
+
+
+def container_among(names: Iterable[str]) -> str:
+    """The kind of file that some formats are of; SAFETENSORS where none is quantized."""
+    return GGUF if any(name != KEEP and container_of(name) == GGUF for name in names) else SAFETENSORS
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What one layer becomes. format: a quantized name of FORMATS, or KEEP (16 or 32 bit, as kept_dtype says).
+    """What one layer becomes. format: a quantized name of FORMATS, a type of GGUF, or KEEP (16 or 32 bit, as kept_dtype says).
 
     full_precision: the stored weight is dequantized and multiplied in 16 bit (ComfyUI's full_precision_matrix_mult), so the
     input is never quantized. reason: in words, for the user.
@@ -52,10 +57,11 @@ def _layers(value: object, where: str) -> dict[str, Choice]:
 
 @dataclasses.dataclass(frozen=True)
 class PrecisionPlan:
-    """Formats of all block linears of one or two experts. title: a short word for file names.
+    """Formats of all block linears of one or two experts, all of one kind of file. title: a short word for file names.
 
     experts: role -> layer -> choice. kept_dtype: what the other weights are stored in: source, bf16, fp16. fp32_names: keys that
     a GGUF map keeps in F32, which concerns F32 source tensors alone; None: no such map. notices: what the user is to know.
+    Raises RecipeError where formats of both kinds of files stand side by side.
     """
 
     title: Annotated[str, checks.filled]
@@ -63,6 +69,19 @@ class PrecisionPlan:
     kept_dtype: Annotated[str, checks.choice(*KEPT_DTYPES)] = SOURCE
     fp32_names: Annotated[tuple[str, ...] | None, checks.optional(checks.listed(checks.filled))] = None
     notices: Annotated[tuple[str, ...], checks.listed(checks.text)] = ()
+
+    def __post_init__(self):
+        for role, choices in self.experts.items():
+            strange = [layer for layer, each in choices.items()
+                       if each.format != KEEP and container_of(each.format) != self.container]
+            if strange:
+                raise RecipeError(f"plan {self.title}: {role}: {strange[0]}: expected a type of GGUF, as other layers have, found "
+                                  f"{choices[strange[0]].format}; choose formats of one kind of file")
+
+    @property
+    def container(self) -> str:
+        """The kind of file, SAFETENSORS or GGUF; SAFETENSORS where nothing is quantized."""
+        return container_among(each.format for choices in self.experts.values() for each in choices.values())
 
     def to_json(self) -> dict:
         """Plain objects, lists and texts, that `from_json` reads back."""

@@ -1,27 +1,29 @@
 """More bits for layers in which the LoRAs would drown: where the effect over the quantizer's noise is under a threshold.
 
 effect over noise = ‖δV‖ / ‖(Ŵ - W')V‖ in the space of the merged delta's rows (jobs/survival.py): at 1, what a prompt that the LoRA
-listens to gets from it is as large as what rounding adds there. A layer goes up its ladder, 4 bit, 8 bit, 16 bit, to the first step
-that is enough, or to the last.
+listens to gets from it is as large as what rounding adds there. A layer goes up its ladder, 4 bit (in a GGUF: under 8), 8 bit,
+16 bit, to the first step that is enough, or to the last.
 """
 from collections import Counter
 from collections.abc import Mapping
 
+from ...quant.formats import BLOCK_TYPES
 from .names import some
 from .plan import KEEP, Choice
 
 FOUR_BITS = frozenset({"nvfp4", "convrot_w4a4", "asym_w4a8_int8"})
+UNDER_EIGHT = FOUR_BITS | frozenset(BLOCK_TYPES) - {"Q8_0"}
 Effects = Mapping[str, Mapping[str, float]]        # layer -> format -> effect over noise, of layers that something is merged into
 
 
 def ladder(form: str, eight: str) -> tuple[str, ...]:
-    """The formats above one. eight: which 8-bit format 4-bit layers go to."""
-    return (eight, KEEP) if form in FOUR_BITS else () if form == KEEP else (KEEP,)
+    """The formats above one. eight: which 8-bit format narrower layers go to."""
+    return (eight, KEEP) if form in UNDER_EIGHT else () if form == KEEP else (KEEP,)
 
 
 def wanted(forms: set[str], eight: str) -> tuple[str, ...]:
     """Every format that promoting from `forms` may ask about, and `forms`, for the measuring step."""
-    return tuple(dict.fromkeys([*sorted(forms - {KEEP}), *([eight] if forms & FOUR_BITS else [])]))
+    return tuple(dict.fromkeys([*sorted(forms - {KEEP}), *([eight] if forms & UNDER_EIGHT else [])]))
 
 
 def promote(choices: Mapping[str, Choice], effects: Effects, threshold: float, eight: str) -> tuple[dict[str, Choice], list[str]]:

@@ -8,7 +8,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated
 
-from ..precision import KEPT_DTYPES
+from ..gguf_mix import PLAIN
+from ..precision import GGUF, GGUF_FORMATS, KEPT_DTYPES, SAFETENSORS, container_of
 from ..recipes import checks
 from ..recipes.output import ROLES
 from .cards import CARDS
@@ -19,8 +20,14 @@ from .sensitivity import ACTIONS
 
 BOTH = "both"
 SOURCES = ("format", "preset", "gguf", "plan", "budget_gb")
+MIXED = tuple(name for name in GGUF_FORMATS if name not in PLAIN)
 _files = checks.mapped((BOTH, *ROLES), checks.filled)
 _patterns = checks.listed(checks.filled)
+
+
+def one_source(value: object, where: str) -> str:
+    """A check: a format for all layers, or a mix of GGUF types."""
+    return value if value in MIXED else one_format(value, where)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +46,14 @@ class PlanRequest:
     The others change what it says, in the order of the fields; None and empty ones change nothing. A budget is solved over the
     layers that they leave alone, with the formats that `card` multiplies natively, at least `minimum_fast` of the multiply-adds
     below 16 bit. full_precision_layers: lines of a list, for every expert. promote_below: least effect of the LoRAs over a layer's
-    rounding noise, None: no layer is raised for it. kept_dtype: None is what a plan file says, else source. Raises RecipeError when
-    there is no source, or more than one, or a sensitivity file without a threshold.
+    rounding noise, None: no layer is raised for it. kept_dtype: None is what a plan file says, else source.
+
+    container: the kind of file. For a GGUF, formats are its types, `format` a mix of them too, a budget chooses among them whatever
+    the card, a GGUF map is copied as it is, and full precision changes nothing, as every layer is multiplied in 16 bit. Raises
+    RecipeError when there is no source, or more than one, a sensitivity file without a threshold, and for what such a file has not.
     """
 
-    format: Annotated[str | None, checks.optional(one_format)] = None
+    format: Annotated[str | None, checks.optional(one_source)] = None
     preset: Annotated[str | None, checks.optional(checks.choice(*NAMES))] = None
     hardware: Annotated[str, checks.choice(*HARDWARE)] = "any"
     gguf: Annotated[dict[str, str], _files] = dataclasses.field(default_factory=dict)
@@ -66,6 +76,7 @@ class PlanRequest:
     full_precision_switches: Annotated[tuple[str, ...], checks.listed(checks.choice(*SWITCHES))] = ()
     promote_below: Annotated[float | None, checks.optional(checks.number(0.0, 1e6))] = None
     kept_dtype: Annotated[str | None, checks.optional(checks.choice(*KEPT_DTYPES))] = None
+    container: Annotated[str, checks.choice(SAFETENSORS, GGUF)] = SAFETENSORS
 
     def __post_init__(self):
         given = [name for name in SOURCES if getattr(self, name)]
@@ -73,6 +84,27 @@ class PlanRequest:
             raise checks.wrong("plan request", f"exactly one source of {', '.join(SOURCES)}", given, "give one of them")
         if self.sensitivity and self.sensitivity_threshold is None:
             raise checks.wrong("plan request.sensitivity_threshold", "a number beside the sensitivity files", None, "give one")
+        self._check_container()
+
+    def _check_container(self) -> None:
+        """Raise RecipeError for what a file of this kind cannot be asked for."""
+        for where, name in (("format", self.format), *(("include", each.format) for each in self.include)):
+            if name not in (None, KEEP) and container_of(name) != self.container:
+                raise checks.wrong(f"plan request.{where}", f"a format of a {self.container} file", name,
+                                   f"choose another, or {container_of(name)} as container")
+        if self.container == GGUF and self.preset:
+            raise checks.wrong("plan request.preset", "none for a GGUF, as presets choose among ComfyUI's own formats", self.preset,
+                               "choose a mix as Q4_K_M, a size budget, or a GGUF as map")
+        if self.container == GGUF and self.minimum_fast:
+            raise checks.wrong("plan request.minimum_fast", "0 for a GGUF, whose layers are all multiplied in 16 bit",
+                               self.minimum_fast, "set it to 0")
+
+    @property
+    def full_precision(self) -> tuple[str, ...]:
+        """Names of the fields that ask for products in 16 bit."""
+        named = ("full_precision_lists", "full_precision_layers", "full_precision_switches")
+        return (*(name for name in named if getattr(self, name)),
+                *(["sensitivity_action"] if self.sensitivity and self.sensitivity_action != KEEP else []))
 
     def to_json(self) -> dict:
         """Plain objects, lists and texts, that `parse` reads back."""

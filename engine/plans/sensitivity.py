@@ -8,6 +8,7 @@ inputs survive NVFP4, nothing of the layer's weights or output: a hint, not a pr
 import math
 from collections.abc import Mapping
 
+from ...quant.formats import BLOCK_TYPES
 from ..errors import RecipeError
 from ..recipes.checks import wrong
 from ..specs import TensorSpec
@@ -16,8 +17,9 @@ from .names import bare, sort_out
 from .plan import KEEP, Choice
 
 ACTIONS = (KEEP, "full_precision")
-# The 8-bit format that the cards of a 4-bit one compute natively. The original knew the first pair (--min-ffn-fp8).
-EIGHT_BIT = {"nvfp4": "float8_e4m3fn", "convrot_w4a4": "int8_tensorwise", "asym_w4a8_int8": "int8_tensorwise"}
+# The 8-bit format that the cards of a narrower one compute natively. The original knew the first pair (--min-ffn-fp8).
+EIGHT_BIT = {"nvfp4": "float8_e4m3fn", "convrot_w4a4": "int8_tensorwise", "asym_w4a8_int8": "int8_tensorwise",
+             **{name: "Q8_0" for name in BLOCK_TYPES if name != "Q8_0"}}
 
 
 def flagged(found: Mapping[str, object], threshold: float, model: Mapping[str, TensorSpec],
@@ -49,7 +51,7 @@ def apply(choices: Mapping[str, Choice], over: Mapping[str, float], threshold: f
 
 
 def min_ffn_fp8(choices: Mapping[str, Choice]) -> Choices:
-    """No feed-forward layer in 4 bit: --min-ffn-fp8, also where no fp8 was asked for."""
+    """No feed-forward layer under 8 bit: --min-ffn-fp8, also where no fp8 was asked for."""
     return {layer: moved(choice, EIGHT_BIT[choice.format], "ffn at least 8 bits")
             if layer.endswith((".ffn.0", ".ffn.2")) and choice.format in EIGHT_BIT else choice for layer, choice in choices.items()}
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from .. import strict_json
+from ..bases.gguf_header import is_gguf, open_gguf
 from ..bases.shards import find_files
 from ..errors import RecipeError
 from ..header import read_header
@@ -56,7 +57,7 @@ def describe(recipe: Recipe, role: str, base: str, label: str, hashes: list[str]
         files = {role: [_public_name(path) for path in recipe.mix.files[role]]}
         kept["mix"] = {**mix, "files": files, "strength": {role: mix["strength"].get(role, 1.0)}}
     return {**kept, "experts": {role: base}, "passes": passes,
-            "outputs": [_said(output_of(recipe, role, label).only(role))],
+            "outputs": [_said(output_of(recipe, role, label).only(role), names=recipe.save.lora_names)],
             "save": {"metadata": recipe.save.metadata, "lora_names": recipe.save.lora_names}}
 
 
@@ -70,10 +71,14 @@ def output_of(recipe: Recipe, role: str, label: str) -> Output:
     return next(each for each in recipe.outputs if each.label == label and role in each.experts)
 
 
-def _said(output: Output) -> dict:
-    """An output without what it leaves at the default, but its activations."""
+def _said(output: Output, *, names: bool) -> dict:
+    """An output without what it leaves at the default, but its activations. names: files may be called by their names."""
     empty = Output(output.format)
     told = {name: getattr(output, name) for name in vars(output) if getattr(output, name) != getattr(empty, name)}
+    if output.imatrix:
+        hashes = {} if names else output.imatrix_sha256
+        told["imatrix"] = {role: HASHED + hashes[role] if role in hashes else os.path.basename(path)
+                           for role, path in output.imatrix.items()}
     return plain({"format": output.format, "activations": output.activations, **told})
 
 
@@ -125,7 +130,7 @@ def _pass(each: Pass, found: dict, role: str, hashes) -> dict:
 
 def read(path: str | os.PathLike) -> Embedded:
     """What a finished file tells, from its header alone. Raises HeaderError, or RecipeError when it holds no recipe."""
-    said = read_header(path).metadata.get(ENTRY)
+    said = entry_of(path)
     where = os.path.basename(os.fspath(path))
     if said is None:
         raise RecipeError(f"{where}: expected a model that this pack saved, found no recipe in its header; models saved with "
@@ -134,6 +139,12 @@ def read(path: str | os.PathLike) -> Embedded:
         return tell(strict_json.parse(said.encode()), where)
     except ValueError as cause:
         raise RecipeError(f"{where}: {ENTRY}: expected JSON, found text that is none ({cause}); choose another file") from cause
+
+
+def entry_of(path: str | os.PathLike) -> str | None:
+    """The text of the entry in a model file, safetensors or GGUF; None where there is none. Raises HeaderError."""
+    found = open_gguf(path).metadata if is_gguf(path) else read_header(path).metadata
+    return found.get(ENTRY)
 
 
 def tell(told: dict, where: str) -> Embedded:

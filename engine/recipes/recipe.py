@@ -100,6 +100,8 @@ def _outputs(recipe: Recipe) -> tuple[Output, ...]:
         experts = tuple(role for role in recipe.roles if role in (output.experts or recipe.roles))
         if not set(output.experts) <= set(recipe.roles):
             raise wrong(f"outputs[{number}].experts", f"{' or '.join(recipe.roles)}", output.experts)
+        if not set(output.imatrix) <= set(experts):
+            raise wrong(f"outputs[{number}].imatrix", f"files for {' or '.join(experts)}", tuple(output.imatrix))
         for role in experts:
             if (output.label, role) in seen:
                 raise wrong(f"outputs[{number}]", "each format once per expert", f"{output.label} of {role} twice",
@@ -136,4 +138,5 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
     save = dataclasses.replace(recipe.save, **absolute({"folder": recipe.save.folder}))
     mix = recipe.mix and dataclasses.replace(recipe.mix, files={
         role: tuple(absolute({"": path})[""] for path in files) for role, files in recipe.mix.files.items()})
-    return dataclasses.replace(recipe, experts=absolute(recipe.experts), mix=mix, passes=tuple(passes), save=save)
+    outputs = tuple(dataclasses.replace(each, imatrix=absolute(each.imatrix)) for each in recipe.outputs)
+    return dataclasses.replace(recipe, experts=absolute(recipe.experts), mix=mix, passes=tuple(passes), outputs=outputs, save=save)

@@ -71,8 +71,10 @@ def _linked(args: argparse.Namespace, told: recipe_text.Told) -> tuple[Recipe, l
         return anchored if os.path.exists(anchored) else path
 
     mix = recipe.mix and replace(recipe.mix, files={role: tuple(map(here, files)) for role, files in recipe.mix.files.items()})
+    outputs = tuple(replace(each, imatrix={role: here(path) for role, path in each.imatrix.items()}) for each in recipe.outputs)
     save = replace(recipe.save, folder=os.path.normpath(os.path.join(folder, recipe.save.folder)))
-    return replace(recipe, experts={role: here(path) for role, path in recipe.experts.items()} | experts, mix=mix, save=save), links
+    return replace(recipe, experts={role: here(path) for role, path in recipe.experts.items()} | experts, mix=mix, outputs=outputs,
+                   save=save), links
 
 
 def _check(args: argparse.Namespace, show: Show) -> None:

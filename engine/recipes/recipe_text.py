@@ -80,7 +80,7 @@ def compare_bases(told: Told, experts: dict[str, str], cache: HashCache) -> list
 def load(path: str | os.PathLike) -> tuple[str, str]:
     """(text, name) of a recipe file, or of the recipe inside a model file. Raises RecipeError, HeaderError."""
     path = os.fspath(path)
-    if path.lower().endswith(".safetensors"):
+    if path.lower().endswith((".safetensors", ".gguf")):
         embedded.read(path)                        # says what is wrong with it
         return _entry_of(path), path
     try:
@@ -95,7 +95,7 @@ def load(path: str | os.PathLike) -> tuple[str, str]:
 
 
 def _entry_of(path: str) -> str:
-    found = json.loads(embedded.read_header(path).metadata[embedded.ENTRY])
+    found = json.loads(embedded.entry_of(path))
     needed = {name: value for name, value in found.items() if name not in {"passes", "before"}}
     return json.dumps(needed, indent=1, ensure_ascii=False)
 

@@ -143,6 +143,41 @@ def test_a_gguf_is_a_map_of_formats(server):
     assert "low_noise_d256_nvfp4_gguf-q5_k_m.safetensors" in text_of(outputs, SAVE)
 
 
+def read_gguf(path: Path) -> dict[str, tuple[str, int]]:
+    """Layer -> (type, bytes) of the weights of a saved GGUF, read by the gguf library."""
+    return {tensor.name.removesuffix(".weight"): (tensor.tensor_type.name, int(tensor.n_bytes))
+            for tensor in gguf.GGUFReader(path).tensors if tensor.name.startswith("blocks.") and tensor.name.endswith(".weight")
+            and len(tensor.shape) == 2}
+
+
+def test_a_plan_for_a_gguf_is_saved_and_drawn_as_planned(server):
+    mix = server.run(graph("one format", container="gguf", gguf_format="Q4_K_M", include="blocks\\.2\\.ffn\\.0$ = Q8_0", title=""))
+    saved = files(server, mix)
+    assert saved["low_noise"].name.endswith("_low_noise_d256_Q4_K_M_mixed.gguf")
+    mixed = count({layer: name for layer, (name, _) in read_gguf(saved["low_noise"]).items()})
+    assert mixed == {each["name"]: each["layers"] for each in pictured(mix)["low_noise"]["formats"]}
+    assert mixed == {"Q4_K": 55, "Q6_K": 24, "Q8_0": 1}
+    asked = graph("size budget", container="gguf", budget_gb=["60", 0])
+    budget = server.run(asked | {"60": node("PrimitiveFloat", value=0.0065)})   # under the widget's least
+    for role, path in files(server, budget).items():
+        wanted, found, drawn = planned(server)[role], read_gguf(path), pictured(budget)[role]
+        assert {layer: name for layer, (name, _) in found.items()} == {
+            layer: "BF16" if each["format"] == "keep" else each["format"] for layer, each in wanted.items()}
+        assert sum(nbytes for _, nbytes in found.values()) == sum(each["bytes"] for each in drawn["formats"])
+        assert 0.97 * 6.5e6 < drawn["bytes"] <= 6.5e6 and drawn["error"] < 0.2
+        assert drawn["cards"] == [f"{drawn['cards'][0].partition(':')[0]}: 100 % 16 bit: expect little speed over BF16"]
+    copied = server.run(graph("gguf", container="gguf", gguf_high=GGUF, gguf_low=GGUF))
+    assert count({layer: each["format"] for layer, each in planned(server)["low_noise"].items()}) == {
+        "keep": 64, "Q5_0": 8, "Q8_0": 8} and "fails" not in text_of(copied, PLAN)
+
+
+def test_a_plan_for_a_gguf_is_asked_for_in_its_words(server):
+    assert "preset: expected none for a GGUF" in server.fail(graph("preset", container="gguf"))
+    assert "expected a format of a gguf file, found 'nvfp4'" in server.fail(graph(
+        "one format", container="gguf", include="ffn = nvfp4"))
+    assert "minimum_fast: expected 0 for a GGUF" in server.fail(graph("size budget", container="gguf", minimum_fast=0.5))
+
+
 def test_a_size_budget_is_met_and_measured(server):
     asked = graph("size budget", budget_gb=["60", 0], minimum_fast=0.25, keep_edge_blocks=True)
     outputs = server.run(asked | {"60": node("PrimitiveFloat", value=0.013)})

@@ -1,6 +1,7 @@
 """The picture and the table of a precision plan, of a plan that is built here."""
 from types import SimpleNamespace
 
+import gguf
 import pytest
 import torch
 from wan22_master.engine.jobs.experts import ExpertPlan
@@ -41,6 +42,25 @@ def test_the_picture_counts_layers_and_bytes_of_each_format():
     assert {each["name"]: each["bytes"] for each in found["formats"]} == wanted
     assert found["bytes"] == sum(wanted.values()) + sum(spec.nbytes for key, spec in SPECS.items() if key not in linears)
     assert (found["role"], found["title"], found["error"]) == ("low_noise", "mine", None)
+
+
+def test_the_picture_of_a_plan_for_a_gguf_has_the_bytes_that_ggml_gives_its_types():
+    choices = dict.fromkeys(LAYERS, Choice("Q5_0")) | {"blocks.0.ffn.2": Choice("Q4_K"), "blocks.0.ffn.0": Choice("keep")}
+    found = picture([EXPERT], Solved(PrecisionPlan("p", {"low_noise": choices}), {}))["experts"][0]
+
+    def nbytes(key: str, name: str) -> int:
+        kind = gguf.GGMLQuantizationType[name]
+        size, stored = gguf.GGML_QUANT_SIZES[kind]
+        return SPECS[key].numel // size * stored
+
+    linears = {f"{layer}.weight": "BF16" if each.format == "keep" else each.format for layer, each in choices.items()}
+    wanted = {"Q5_0": sum(nbytes(key, "Q5_0") for key, name in linears.items() if name == "Q5_0"),
+              "Q4_K": nbytes("blocks.0.ffn.2.weight", "Q4_K"), "keep": nbytes("blocks.0.ffn.0.weight", "BF16")}
+    assert {each["name"]: each["bytes"] for each in found["formats"]} == wanted
+    rest = {key: spec for key, spec in SPECS.items() if key not in linears}
+    wide = {key for key, spec in rest.items() if len(spec.shape) == 2 and spec.numel > 1024}   # city96: BF16, all else F32
+    assert found["bytes"] == sum(wanted.values()) + sum(spec.numel * (2 if key in wide else 4) for key, spec in rest.items())
+    assert found["cells"][0][-1] == "Q4_K" and len(found["cards"]) == 1 and ": 100 % 16 bit: " in found["cards"][0]
 
 
 def test_each_cell_says_what_its_layer_becomes():

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import test from "node:test";
 
 import { WIDTH } from "../../web/meter.js";
-import { COLOURS, cells, colourOf, drawExpert, drawPlan } from "../../web/plan.js";
+import { COLOURS, GGUF_COLOURS, cells, colourOf, drawExpert, drawPlan } from "../../web/plan.js";
 import { assertWellFormed } from "./well_formed.mjs";
 
 const KINDS = ["self_attn", "cross_attn"].flatMap((part) => ["q", "k", "v", "o"].map((name) => `${part}.${name}`)).concat("ffn.0", "ffn.2");
@@ -82,11 +82,22 @@ test("a kind that a block has not is left empty", () => {
 });
 
 test("a format that the page does not know has a colour of its own and its name in the legend", () => {
-  const html = drawExpert(small([["Q5_K", "constructor 16-bit"]], { formats: [{ name: "Q5_K", layers: 1, bytes: 1e9, error: null }] }));
+  const html = drawExpert(small([["TQ1_0", "constructor 16-bit"]], { formats: [{ name: "TQ1_0", layers: 1, bytes: 1e9, error: null }] }));
   assertWellFormed(html);
-  assert.ok(html.includes(">Q5_K<") && html.includes("<title>blocks.0.a: Q5_K</title>"));
-  assert.equal(colourOf("Q5_K"), colourOf("constructor"));
-  assert.ok(!Object.values(COLOURS).includes(colourOf("Q5_K")));
+  assert.ok(html.includes(">TQ1_0<") && html.includes("<title>blocks.0.a: TQ1_0</title>"));
+  assert.equal(colourOf("TQ1_0"), colourOf("constructor"));
+  assert.ok(!Object.values(COLOURS).includes(colourOf("TQ1_0")));
+});
+
+test("the types of a GGUF have the colours of the other formats, apart where one file holds both", () => {
+  const html = drawExpert(small([["Q4_K", "Q6_K"]], { formats: [{ name: "Q4_K", layers: 1, bytes: 1e9, error: 0.07 }] }));
+  assert.deepEqual(read(html).map(({ colour }) => colour), [GGUF_COLOURS.Q4_K, GGUF_COLOURS.Q6_K]);
+  assert.ok(html.includes(">Q4_K<") && html.includes("<title>blocks.0.b: Q6_K</title>"));
+  assert.ok(Object.values(GGUF_COLOURS).every((colour) => Object.values(COLOURS).includes(colour) && colour !== COLOURS.keep));
+  const budget = ["Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0"];      // jobs/solve_budget.py
+  const mixes = [["Q2_K", "Q3_K"], ["Q3_K", "Q4_K", "Q5_K"], ["Q4_K", "Q5_K", "Q6_K"], ["Q4_0", "Q4_1"], ["Q5_0", "Q5_1"]]; // gguf_mix.py
+  const fallbacks = [["Q2_K", "IQ4_NL"], ["Q3_K", "IQ4_NL"], ["Q4_K", "Q5_0"], ["Q5_K", "Q5_1"], ["Q6_K", "Q8_0"]];
+  for (const together of [budget, ...mixes, ...fallbacks]) assert.equal(new Set(together.map(colourOf)).size, together.length, together.join());
 });
 
 test("a text from a stranger's file stays text", () => {

@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from wan22_master.engine.errors import RecipeError
-from wan22_master.engine.plans.as_output import as_output
+from wan22_master.engine.gguf_mix import MIXES, mix_types
+from wan22_master.engine.plans.as_output import as_output, base_of
 from wan22_master.engine.plans.plan import KEEP, Choice, PrecisionPlan
+from wan22_master.engine.precision import is_block_linear
 from wan22_master.engine.recipes.output import Output, parse_output
-from wan22_master.quant.formats import QUANTIZED
+from wan22_master.quant.formats import BLOCK_TYPES, QUANTIZED
 from wan22_master.tests.engine.plans import models
 
 MODEL = models.small(2)
@@ -43,13 +45,41 @@ def test_the_format_that_most_layers_of_all_experts_get_is_the_outputs_own_and_t
     assert output.layers == {"high_noise": {LAYERS[0]: "mxfp8", LAYERS[1]: "mxfp8", LAYERS[2]: KEEP}, "low_noise": {}}
 
 
+GGUF_CHOICES = st.builds(Choice, st.sampled_from([*BLOCK_TYPES, KEEP]), st.booleans())
+
+
+@given(st.lists(GGUF_CHOICES, min_size=len(LAYERS), max_size=len(LAYERS)))
+def test_every_layer_of_a_gguf_gets_what_the_plan_gave_it(found):
+    choices = dict(zip(LAYERS, found, strict=True))
+    if all(choice.format == KEEP for choice in found):
+        return
+    output = as_output(PrecisionPlan("p", {"model": choices}))
+    output = parse_output(json.loads(json.dumps(dataclasses.asdict(output))))
+    forms = output.forms("model")
+    assert output.container == "gguf" and output.full_precision == {"model": ()}
+    for layer, choice in choices.items():
+        key = f"{layer}.weight"                    # 256 and 512 columns hold every type
+        assert forms.name(key, MODEL[key]) == (None if choice.format == KEEP else choice.format)
+
+
+@pytest.mark.parametrize("name", [*(name for name, mix in MIXES.items() if not mix.is_plain), "Q3_K", "Q4_K", "Q5_K"])
+def test_a_mix_is_called_by_its_own_name_and_changed_layers_do_not_rename_it(name):
+    keys = [key for key in models.small() if is_block_linear(key, models.small()[key])]
+    rules = mix_types(name, keys) if name in MIXES else dict.fromkeys(keys, name)
+    choices = {key.removesuffix(".weight"): Choice(each) for key, each in rules.items()}
+    plan = PrecisionPlan(name, {"high_noise": choices, "low_noise": choices})
+    assert base_of(plan) == (name, 0) and as_output(plan).format == as_output(plan).label == name
+    changed = choices | {"blocks.0.self_attn.q": Choice(KEEP), "blocks.7.ffn.0": Choice("Q8_0" if name != "Q8_0" else "Q6_K")}
+    assert base_of(PrecisionPlan(name, {"high_noise": changed, "low_noise": choices})) == (name, 2)
+
+
 def test_kept_layers_are_never_the_format_however_many_they_are():
     choices = dict.fromkeys(LAYERS, Choice(KEEP)) | {LAYERS[0]: Choice("mxfp8")}
     assert as_output(PrecisionPlan("p", {"model": choices})).format == "mxfp8"
 
 
 def test_what_a_person_chose_beside_the_plan_stays():
-    asked = Output("bf16", experts=("high_noise",), activations="16-bit", search="best", int8_scaling="row", rounding="nearest",
+    asked = Output("mxfp8", experts=("high_noise",), activations="16-bit", search="best", int8_scaling="row", rounding="nearest",
                    suffix="b", input_amax={"high_noise": {LAYERS[0]: 2.0}}, kept_dtype="fp16", layers={"low_noise": {"x": "mxfp8"}},
                    fp32_names=("a",))
     plan = PrecisionPlan("p", {"high_noise": {LAYERS[0]: Choice("nvfp4", full_precision=True)}}, "bf16", ("head.modulation",))

@@ -165,3 +165,66 @@ def test_a_wrong_file_is_named(tmp_path):
         build(PAIR, PlanRequest(format="nvfp4", sensitivity={"both": str(tmp_path / "a.txt")}, sensitivity_threshold=0.1))
     with pytest.raises(RecipeError, match=r"none\.txt: expected a list of layers"):
         build(PAIR, PlanRequest(format="nvfp4", full_precision_lists={"both": str(tmp_path / "none.txt")}))
+
+
+def types_of(plan: PrecisionPlan, role: str = "model") -> dict[str, str]:
+    return {layer: choice.format for layer, choice in plan.experts[role].items()}
+
+
+@pytest.mark.parametrize(("name", "counted"), [
+    ("Q4_K_M", {"Q4_K": 49, "Q6_K": 21}), ("Q4_K_S", {"Q4_K": 59, "Q5_K": 11}), ("Q3_K_M", {"Q3_K": 49, "Q4_K": 19, "Q5_K": 2}),
+    ("Q8_0", {"Q8_0": 70}), ("Q4_K", {"Q4_K": 70})])
+def test_a_mix_of_gguf_types_gives_v_and_ffn_2_what_its_rules_say(name, counted):
+    plan = build({"model": MODEL}, PlanRequest(format=name, container="gguf"))
+    assert (counts(plan, "model"), plan.title, plan.container, plan.notices) == (counted, name, "gguf", ())
+    assert types_of(plan)["blocks.3.cross_attn.v"] == {"Q4_K_M": "Q6_K", "Q3_K_M": "Q4_K"}.get(name, name.removesuffix("_S"))
+
+
+def test_a_gguf_map_is_copied_for_a_gguf():
+    plan = build(PAIR, PlanRequest(gguf={"both": "x-Q5_K_M.gguf"}, container="gguf"), read=lambda _: Q5)
+    assert types_of(plan, "low_noise") == {layer: Q5[f"{layer}.weight"] for layer in LAYERS}
+    assert plan.title == "gguf-q5_k_m" and "head.modulation" in plan.fp32_names
+
+
+def test_what_changes_a_plan_changes_one_for_a_gguf(tmp_path):
+    (tmp_path / "s.json").write_text(json.dumps({"layers": [{"layer": "blocks.3.self_attn.k", "rel_rmse_mean": 0.5}]}))
+    plan = build({"model": MODEL}, PlanRequest(
+        format="Q4_K_M", container="gguf", keep_edge_blocks=True, min_ffn_fp8=True, sensitivity={"both": str(tmp_path / "s.json")},
+        sensitivity_threshold=0.1, exclude=(r"blocks\.3\.self_attn\.q",), include=(Include(r"blocks\.3\.cross_attn", "IQ4_XS"),)))
+    found = types_of(plan)
+    assert {found[layer] for layer in LAYERS if layer.split(".")[1] in "0156"} == {KEEP}
+    wanted = {"self_attn.q": KEEP, "self_attn.k": KEEP, "self_attn.v": "Q6_K", "cross_attn.v": "IQ4_XS", "ffn.0": "Q8_0",
+              "ffn.2": "Q8_0"}
+    assert {name: found[f"blocks.3.{name}"] for name in wanted} == wanted
+
+
+def test_full_precision_changes_nothing_in_a_gguf_and_is_told(tmp_path):
+    (tmp_path / "s.json").write_text(json.dumps({"layers": [{"layer": LAYERS[0], "rel_rmse_mean": 0.5}]}))
+    plan = build({"model": MODEL}, PlanRequest(
+        format="Q4_K", container="gguf", full_precision_switches=("ffn_up",), full_precision_layers=(LAYERS[1],),
+        sensitivity={"both": str(tmp_path / "s.json")}, sensitivity_threshold=0.1, sensitivity_action="full_precision"))
+    assert set(plan.experts["model"].values()) == {Choice("Q4_K", reason="all linears of the blocks")}
+    assert plan.notices == tuple(f"{field}: changes nothing in a GGUF, whose layers are all multiplied in 16 bit" for field in (
+        "full_precision_layers", "full_precision_switches", "sensitivity_action"))
+
+
+def test_columns_that_a_type_cannot_hold_fall_back_as_llama_cpp_has_it_and_are_told():
+    model = models.model(dim=384, ffn=528, blocks=2)           # 32 divides 384 columns, and not 528
+    plan = build({"model": model}, PlanRequest(format="Q4_K_M", container="gguf"))
+    assert counts(plan, "model") == {"Q5_0": 14, "Q8_0": 4, KEEP: 2}
+    assert plan.experts["model"]["blocks.0.ffn.2"] == Choice(KEEP, reason="Q4_K_M: more bits for v and ffn.2; 528 columns: keep")
+    assert [each.partition(":")[2].partition(":")[0] for each in plan.notices] == [
+        " 14 layers become Q5_0, as their columns are no multiple of the block of Q4_K",
+        " 4 layers become Q8_0, as their columns are no multiple of the block of Q6_K",
+        " 2 layers stay unquantized, as their columns are no multiple of the block of Q6_K"]
+
+
+@pytest.mark.parametrize(("name", "container", "said"), [
+    ("nvfp4", "gguf", "expected formats of a gguf file, found those of a safetensors file; choose another plan, or safetensors as"),
+    ("Q4_K", "safetensors", "expected formats of a safetensors file, found those of a gguf file; choose another plan, or gguf as")])
+def test_a_plan_file_for_another_kind_of_file_is_refused(tmp_path, name, container, said):
+    PrecisionPlan("a", {"model": dict.fromkeys(LAYERS, Choice(name))}).save(tmp_path / "p.json")
+    with pytest.raises(RecipeError, match=f"plan a: {said}"):
+        build({"model": MODEL}, PlanRequest(plan=str(tmp_path / "p.json"), container=container))
+    other = {"gguf": "safetensors", "safetensors": "gguf"}[container]
+    assert set(types_of(build({"model": MODEL}, PlanRequest(plan=str(tmp_path / "p.json"), container=other))).values()) == {name}

@@ -17,7 +17,7 @@ from comfy_kitchen.tensor import (
 )
 from wan22_master.engine.plans.cards import AFTER, CARDS, FLOATS, INTS, PLAIN, UNITS, judge, native_formats, newest
 from wan22_master.engine.plans.machine import Machine, card_of, judge_machine
-from wan22_master.quant.formats import QUANTIZED
+from wan22_master.quant.formats import BLOCK_TYPES, QUANTIZED
 
 CAPABILITIES = {"rtx50": (12, 0), "rtx40": (8, 9), "rtx30": (8, 6), "rtx20": (7, 5)}
 LAYOUTS = {"float8_e4m3fn": TensorCoreFP8Layout, "mxfp8": TensorCoreMXFP8Layout, "nvfp4": TensorCoreNVFP4Layout,
@@ -47,6 +47,13 @@ def test_every_format_that_we_write_has_a_verdict_on_every_card():
         judge("q4_k", "rtx50")
     with pytest.raises(KeyError):
         judge("nvfp4", "rtx60")
+
+
+def test_a_type_of_gguf_is_decoded_and_multiplied_in_16_bit_everywhere():
+    for name in BLOCK_TYPES:
+        found = {judge(name, card, full_precision=slow) for card in CARDS for slow in (True, False)}
+        found |= {judge_machine(name, machine(card)) for card in CARDS}
+        assert {(each.word, each.unit) for each in found} == {("emulated", "16 bit")} and "ComfyUI-GGUF" in found.pop().reason
 
 
 @pytest.mark.parametrize("card", CAPABILITIES)

@@ -2,12 +2,14 @@
 import os
 from collections import Counter
 
+import gguf
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from wan22_master.engine.errors import HeaderError, SourceError
 from wan22_master.engine.plans import gguf_map
 from wan22_master.engine.precision import is_block_linear
+from wan22_master.quant.formats import BLOCK_TYPES
 from wan22_master.tests.engine.plans import models
 
 TYPES = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "IQ3_XXS", "TQ1_0",
@@ -57,6 +59,38 @@ def test_any_map_is_decided_as_the_converter_describes_it(data):
     found = gguf_map.from_gguf(MODEL, types, nvfp4_max_bitdepth=limit, use_fp8=use_fp8, keep_edge_blocks=edge)
     assert {f"{layer}.weight": choice.format for layer, choice in found.items()} == {
         key: decided(key, types.get(key), limit, use_fp8, edge, 8) for key in WEIGHTS}
+
+
+def test_a_plan_for_a_gguf_copies_the_types_of_another(real_maps):
+    model, types, _ = real_maps["14B"]
+    found = gguf_map.copied(model, types)
+    assert {f"{layer}.weight": each.format for layer, each in found.items()} == {
+        key: models.q5_k_m(key) for key, spec in model.items() if is_block_linear(key, spec)}
+    assert found["blocks.2.ffn.2"].reason == "Q6_K in the GGUF" and not gguf_map.oddities(model, types, found)
+
+
+@pytest.mark.parametrize("name", [each.name for each in gguf.GGMLQuantizationType])
+def test_a_type_that_is_not_written_becomes_the_nearest_and_is_told(name):
+    types = dict.fromkeys(WEIGHTS, "Q4_0") | {WEIGHTS[0]: name}
+    found = gguf_map.copied(MODEL, types)
+    became, told = found[WEIGHTS[0].removesuffix(".weight")].format, gguf_map.oddities(MODEL, types, found)
+    block, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
+    if name in BLOCK_TYPES:
+        assert became == name and not told
+    elif block == 1:                               # floats and integers
+        assert became == "keep" and bool(told) == (name not in ("F32", "F16", "BF16"))
+    else:
+        size, stored = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[became]]
+        # half a bit away, or the least there is; Q8_1 and Q8_K are Q8_0 with sums beside it
+        assert abs(8 * stored / size - 8 * nbytes / block) <= 0.6 or became in ("Q2_K", "Q8_0")
+        assert told == [f"gguf map: 1 layers are of a type that is not written here and get the nearest: "
+                        f"{WEIGHTS[0].removesuffix('.weight')} {name} to {became}"]
+
+
+def test_a_layer_that_the_map_lacks_is_kept_and_a_map_of_another_model_is_refused():
+    assert gguf_map.copied(MODEL, dict.fromkeys(WEIGHTS[1:], "Q4_K"))[WEIGHTS[0].removesuffix(".weight")].format == "keep"
+    with pytest.raises(SourceError, match="choose a GGUF of this model"):
+        gguf_map.copied(MODEL, {"a": "Q4_K"})
 
 
 def test_the_real_14b_gives_252_nvfp4_and_108_fp8_and_40_kept(real_maps):

@@ -41,6 +41,18 @@ def test_what_is_no_plan_is_refused_with_its_place(change, place):
         PrecisionPlan.from_json([])
 
 
+def test_a_plan_is_for_one_kind_of_file():
+    def plan(*names: str) -> PrecisionPlan:
+        return PrecisionPlan("a", {"model": {f"blocks.{n}.ffn.0": Choice(name) for n, name in enumerate(names)}})
+
+    assert [plan(*names).container for names in (["nvfp4", KEEP], ["Q4_K", KEEP, "IQ4_XS"], [KEEP], [])] == [
+        "safetensors", "gguf", "safetensors", "safetensors"]
+    assert PrecisionPlan.from_json(json.loads(json.dumps(plan("Q4_K", KEEP).to_json()))) == plan("Q4_K", KEEP)
+    with pytest.raises(RecipeError, match=r"plan a: model: blocks\.1\.ffn\.0: expected a type of GGUF, .*found mxfp8; choose"):
+        PrecisionPlan.from_json(plan("Q4_K").to_json() | {"experts": {"model": {
+            "blocks.0.ffn.0": {"format": "Q4_K"}, "blocks.1.ffn.0": {"format": "mxfp8"}}}})
+
+
 @pytest.mark.parametrize(("body", "found"), [(b"{", "in JSON"), (b"\xff\xfe", "UTF-8"), (b'{"a": 1, "a": 2}', "twice"),
                                              (b'{"version": 3}', "plan.version")])
 def test_a_file_that_is_no_plan_is_named(tmp_path, body, found):

@@ -1,8 +1,9 @@
 """Layers in which the LoRAs would drown: up to the first step that is enough, or to 16 bit."""
+import gguf
 import pytest
 from wan22_master.engine.plans.plan import KEEP, Choice, one_format
 from wan22_master.engine.plans.promote import FOUR_BITS, ladder, promote, wanted
-from wan22_master.quant.formats import QUANTIZED, form_of
+from wan22_master.quant.formats import BLOCK_TYPES, QUANTIZED, form_of
 
 LAYER, OTHER = "blocks.0.self_attn.q", "blocks.1.ffn.2"
 
@@ -69,6 +70,15 @@ def test_what_may_be_asked_for_is_tried():
     for form in QUANTIZED:
         for eight in EIGHT_BITS:
             assert set(ladder(form, eight)) - {KEEP} <= set(wanted({form}, eight))
+
+
+@pytest.mark.parametrize("name", BLOCK_TYPES)
+def test_a_type_of_gguf_under_eight_bits_goes_to_q8_0_and_that_to_sixteen(name):
+    size, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
+    narrow = 8 * nbytes / size < 8
+    assert ladder(name, "Q8_0") == (("Q8_0", KEEP) if narrow else (KEEP,))
+    assert set(wanted({name}, "Q8_0")) == {name, "Q8_0"}
+    assert raised(Choice(name), {name: 0.5, "Q8_0": 1.5 if narrow else 0.5}, eight="Q8_0")[0].format == ("Q8_0" if narrow else KEEP)
 
 
 def test_the_four_bit_formats_are_those_of_half_a_byte_a_weight():

@@ -3,6 +3,7 @@ import json
 
 import pytest
 from wan22_master.engine.errors import RecipeError
+from wan22_master.engine.plans.plan import KEEP
 from wan22_master.engine.plans.request import Include, PlanRequest, file_for, parse
 
 FULL = PlanRequest(
@@ -32,6 +33,36 @@ def test_what_is_no_request_is_refused_with_its_place(change, place):
         parse(json.loads(json.dumps(FULL.to_json() | change)))
     with pytest.raises(RecipeError, match="object"):
         parse("balanced")
+
+
+@pytest.mark.parametrize("request_", [
+    {"format": "Q4_K_M"}, {"format": "Q4_K"}, {"format": "IQ4_XS"}, {"format": KEEP}, {"budget_gb": 9},
+    {"gguf": {"both": "a.gguf"}},
+    {"format": "Q8_0", "include": [{"pattern": "a", "format": "Q6_K"}, {"pattern": "b", "format": "keep"}]}])
+def test_a_gguf_is_asked_for_in_its_own_words(request_):
+    found = parse({"version": 1, "container": "gguf", **request_})
+    assert found.container == "gguf" and parse(json.loads(json.dumps(found.to_json()))) == found
+
+
+@pytest.mark.parametrize(("request_", "said"), [
+    ({"format": "nvfp4", "container": "gguf"}, "request.format: expected a format of a gguf file, found 'nvfp4', choose another"),
+    ({"format": "Q4_K_M"}, "format: expected a format of a safetensors file, found 'Q4_K_M', choose another, or gguf as container"),
+    ({"format": "nvfp4", "include": [{"pattern": "a", "format": "Q6_K"}]}, "include: expected a format of a safetensors file"),
+    ({"format": "Q6_K", "container": "gguf", "include": [{"pattern": "a", "format": "mxfp8"}]}, "expected a format of a gguf"),
+    ({"format": "Q6_K", "container": "gguf", "include": [{"pattern": "a", "format": "Q4_K_M"}]}, r"include\[0\].format: .*Q4_K"),
+    ({"format": "F16", "container": "gguf"}, r"request\.format"), ({"format": "q4_k", "container": "gguf"}, "format: expected"),
+    ({"preset": "speed", "container": "gguf"}, "preset: expected none for a GGUF, .*choose a mix as Q4_K_M"),
+    ({"budget_gb": 9.0, "minimum_fast": 0.5, "container": "gguf"}, "minimum_fast: expected 0 for a GGUF, .*found 0.5, set it to 0"),
+    ({"format": "nvfp4", "container": "zip"}, "plan request.container: expected safetensors or gguf"),
+])
+def test_what_a_kind_of_file_has_not_is_refused_with_the_way_out(request_, said):
+    with pytest.raises(RecipeError, match=said):
+        parse({"version": 1, **request_})
+
+
+def test_the_fields_that_ask_for_products_in_16_bit_are_named():
+    assert FULL.full_precision == ("full_precision_lists", "full_precision_switches", "sensitivity_action")
+    assert PlanRequest(format="nvfp4", sensitivity_action="full_precision").full_precision == ()
 
 
 def test_an_expert_takes_its_own_file_before_the_one_for_both():

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from wan22_master.engine.errors import RecipeError
 from wan22_master.engine.plans import sensitivity
 from wan22_master.engine.plans.plan import KEEP, Choice, block_linears, read_object
+from wan22_master.quant.formats import BLOCK_TYPES
 from wan22_master.tests.engine.plans import models
 
 MODEL = models.small(2)
@@ -56,3 +57,10 @@ def test_the_ffn_switches_lift_only_what_is_narrower():
     kept = sensitivity.min_ffn2_16bit(base)
     assert {layer for layer in base if kept[layer] != base[layer]} == {f"blocks.{n}.ffn.2" for n in range(4)}
     assert kept["blocks.0.ffn.2"] == Choice(KEEP, reason="ffn.2 in 16 bit: keep")
+
+
+def test_the_ffn_switch_lifts_every_type_of_gguf_to_q8_0():
+    base = {f"blocks.{n}.{part}": Choice(name) for n, name in enumerate(BLOCK_TYPES) for part in ("ffn.2", "self_attn.v")}
+    lifted = sensitivity.min_ffn_fp8(base)
+    assert {lifted[f"blocks.{n}.ffn.2"].format for n in range(len(BLOCK_TYPES))} == {"Q8_0"}
+    assert all(lifted[layer] == base[layer] for layer in base if layer.endswith(".v"))

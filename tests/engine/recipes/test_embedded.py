@@ -205,6 +205,7 @@ def test_no_secret_of_any_text_field_is_embedded(tmp_path, names):
         "Output.search",
         "Output.int8_scaling",
         "Output.rounding",
+        "Output.gguf_setting",
         "Save.order",
         "Save.metadata",
         "Save.on_exists",
@@ -212,8 +213,9 @@ def test_no_secret_of_any_text_field_is_embedded(tmp_path, names):
     }
     roles = {"LoraEntry.strength", "LoraEntry.scope", "Pass.scope", "Mix.strength", "Mix.scope", "Output.experts"}
     layers = {"Output.layers", "Output.full_precision", "Output.input_amax", "Output.fp32_names"}  # names of a Wan model
-    public = {"Recipe.title", "Recipe.title_version", "Recipe.date", "Output.plan", "Output.suffix"}
-    secret = {"Recipe.experts", "Pass.name", "LoraEntry.files", "LoraEntry.sha256", "Mix.files", "Save.folder", "Save.name"}
+    public = {"Recipe.title", "Recipe.title_version", "Recipe.date", "Output.plan", "Output.suffix", "Output.imatrix_sha256"}
+    secret = {"Recipe.experts", "Pass.name", "LoraEntry.files", "LoraEntry.sha256", "Mix.files", "Save.folder", "Save.name",
+              "Output.imatrix"}
     assert texts == choices | roles | layers | public | secret, (
         "a text field is new: decide whether a published file may hold it, and add it here"
     )
@@ -225,12 +227,13 @@ def test_no_secret_of_any_text_field_is_embedded(tmp_path, names):
             "experts": {"model": f"{folder}/m.safetensors"},
             "passes": [{"name": SECRET, "loras": [{"files": {"model": f"{folder}/l.safetensors"}, "sha256": {"model": SECRET}}]}],
             "mix": {"method": "slerp", "files": {"model": [f"{folder}/other.safetensors"]}},
-            "outputs": [{"format": "bf16"}],
+            "outputs": [{"format": "bf16", "imatrix": {"model": f"{folder}/weights.gguf"}}],
             "save": {"folder": folder, "name": SECRET, "lora_names": names},
         }
     )
     found = embedded.describe(wish, "model", "m.safetensors", "bf16", ["a" * 64])
     assert SECRET not in json.dumps(found) and "/home" not in json.dumps(found)
+    assert found["outputs"][0]["imatrix"] == {"model": "weights.gguf"}
     assert found["mix"]["files"] == {"model": ["other.safetensors"]} and found["passes"][0]["loras"][0]["sha256"] == {
         "model": "a" * 64
     }

@@ -23,8 +23,9 @@ FULL = {
     "layers": {"low_noise": {Q: "mxfp8"}, "high_noise": {Q: "keep", FFN: "float8_e4m3fn"}},
     "full_precision": {"high_noise": [K], "low_noise": []}, "input_amax": {"low_noise": {K: 3, FFN: 1e-3}},
     "kept_dtype": "bf16", "fp32_names": ["head.modulation", "blocks.0.norm3.weight"], "search": "best", "int8_scaling": "row",
-    "rounding": "nearest", "suffix": "b",
+    "rounding": "nearest", "suffix": "b", "gguf_setting": "max", "imatrix": {"low_noise": "weights.gguf"},
 }
+GGUF = {"format": "Q4_K_M", "layers": {"high_noise": {Q: "Q6_K", FFN: "keep"}}, "gguf_setting": "reference"}
 LEAST = {"format": "nvfp4"}
 
 
@@ -36,7 +37,8 @@ def in_schema(*outputs) -> bool:
     return jsonschema.Draft202012Validator(SCHEMA).is_valid(whole(*outputs))
 
 
-@pytest.mark.parametrize("found", [LEAST, FULL, {"format": "bf16"}], ids=["least", "full", "plain"])
+@pytest.mark.parametrize("found", [LEAST, FULL, {"format": "bf16"}, GGUF, {"format": "BF16"}],
+                         ids=["least", "full", "plain", "gguf", "plain gguf"])
 def test_parser_and_schema_accept_an_output_and_what_it_says_of_itself(found):
     recipe = parse(whole(found))
     assert in_schema(found) and jsonschema.Draft202012Validator(SCHEMA).is_valid(recipe.to_json())
@@ -47,7 +49,7 @@ def test_parser_and_schema_accept_an_output_and_what_it_says_of_itself(found):
 
 
 WRONG = [
-    ({"format": "keep"}, "format: expected float8_e4m3fn or"), ({"format": "Q4_0"}, "format: "),
+    ({"format": "keep"}, "format: expected float8_e4m3fn or"), ({"format": "Q4_K_X"}, "format: "),
     ({"form": "nvfp4"}, "did you mean"),
     ({"layers": {"high": {}}}, r"layers.high: expected one of high_noise"), ({"layers": [Q]}, "layers: expected an object"),
     ({"layers": {"high_noise": [Q]}}, "layers.high_noise: expected an object by layer"),
@@ -63,6 +65,7 @@ WRONG = [
     ({"fp32_names": [" "]}, r"fp32_names\[0\]"), ({"search": "slow"}, "search: expected balanced or fast or best"),
     ({"int8_scaling": "block"}, "int8_scaling: expected convrot or row or tensor"),
     ({"rounding": "stochastic"}, "rounding: expected auto or nearest"), ({"suffix": None}, "suffix: expected a text"),
+    ({"gguf_setting": "fast"}, "gguf_setting: expected best or max or reference"), ({"imatrix": {"low": "x"}}, "imatrix.low"),
     ({"plan": 3}, "plan: expected a text"), ({"activations": "16"}, "activations: "), ({"scale": 1}, "scale: expected one of"),
 ]
 
@@ -112,8 +115,8 @@ def test_what_each_tensor_is_stored_as_differs_by_expert():
     [output] = parse(whole(FULL)).outputs
     names = frozenset({"head.modulation", "blocks.0.norm3.weight"})
     assert output.forms("high_noise") == Forms("nvfp4", {Q: "keep", FFN: "float8_e4m3fn"}, frozenset({K}), "bf16", names,
-                                               Options("best", "row"))
-    assert output.forms("low_noise") == Forms("nvfp4", {Q: "mxfp8"}, frozenset(), "bf16", names, Options("best", "row"))
+                                               Options("best", "row", "max"))
+    assert output.forms("low_noise") == Forms("nvfp4", {Q: "mxfp8"}, frozenset(), "bf16", names, Options("best", "row", "max"))
     assert Output("nvfp4").forms("model") == Forms("nvfp4") and Output("nvfp4").forms("model").fp32_names is None
     assert Output("nvfp4", fp32_names=()).forms("model").fp32_names == frozenset()   # a map that keeps nothing in F32
 
@@ -161,3 +164,15 @@ def test_what_is_embedded_of_an_output_makes_it_again():
         told = embedded.describe(recipe, role, "base.safetensors", recipe.outputs[0].label, [])
         jsonschema.validate(json.loads(json.dumps(told)), SCHEMA)
         assert parse(json.loads(json.dumps(told))).outputs == (recipe.outputs[0].only(role),)
+
+
+def test_layers_of_one_kind_of_file_are_refused_in_the_other():
+    with pytest.raises(RecipeError, match=rf"layers: {Q}: expected a format of a gguf file, as Q4_K_M is, found nvfp4"):
+        parse(whole({"format": "Q4_K_M", "layers": {"high_noise": {Q: "nvfp4"}}}))
+    with pytest.raises(RecipeError, match=r"expected a format of a safetensors file, as nvfp4 is, found Q6_K"):
+        parse(whole({"format": "nvfp4", "layers": {"high_noise": {Q: "Q6_K"}}}))
+
+
+def test_the_reference_search_takes_no_imatrix():
+    with pytest.raises(RecipeError, match="gguf_setting: expected best or max beside an imatrix, found reference"):
+        parse(whole({**GGUF, "imatrix": {"high_noise": "weights.gguf"}}))

@@ -75,7 +75,7 @@ WRONG = [
     (["passes", 0, "loras", 0, "strength", "high_noise"], 101, r"strength.high_noise: expected a number from -100 to 100"),
     (["passes", 0, "loras", 0, "method"], "gated", r"loras\[0\].method: "),
     (["passes", 1, "loras", 0, "resolved"], "auto", "resolved: "),
-    (["outputs", 0, "format"], "fp8", "expected float8_e4m3fn or .* or fp32, found 'fp8'"),
+    (["outputs", 0, "format"], "fp8", "expected float8_e4m3fn or .* or Q3_K, found 'fp8'"),
     (["outputs", 0, "format"], DROP, r"outputs\[0\].format: "),
     (["outputs", 0, "experts"], ["high"], r"outputs\[0\].experts\[0\]: "),
     (["outputs", 0, "activations"], "fp8", "expected fast_uncalibrated or 16-bit"),

@@ -1,0 +1,42 @@
+"""How much the columns of each layer's input count, of an output that names an imatrix file: what formats weigh as they search."""
+import os
+from dataclasses import replace
+
+import torch
+
+from ...quant.formats import weighs
+from ..errors import PlanError
+from ..imatrix import check_imatrix, read_imatrix
+from ..recipes.output import Output
+from .experts import ExpertPlan
+from .stored_as import forms_of
+
+
+def pinned(output: Output, sha256: dict[str, str]) -> Output:
+    """The output with the hashes of its imatrix files. Raises PlanError where the recipe was made with another file."""
+    found = {role: sha256[path] for role, path in output.imatrix.items()}
+    for role, wanted in output.imatrix_sha256.items():
+        if found.get(role, wanted) != wanted:
+            raise PlanError(f"{output.imatrix[role]}: expected the imatrix of SHA-256 {wanted}, found {found[role]}; choose the "
+                            "file that the recipe was made with, or take imatrix_sha256 out of it")
+    return replace(output, imatrix_sha256=found)
+
+
+def importances(expert: ExpertPlan, output: Output) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """(key of a weight whose format searches -> (in_features,) float32, as `form.quantize` takes it; notices). Both are empty where
+    the output names no file.
+
+    Raises HeaderError for a damaged file, SourceError for one that is no imatrix, is of another model, or holds what is no
+    importance.
+    """
+    path = output.imatrix.get(expert.role)
+    if path is None:
+        return {}, [f"{output.label}: {expert.role} has no imatrix; all its columns count alike"] if output.imatrix else []
+    forms, name = forms_of(expert, output), os.path.basename(path)
+    quantized = [key for key in expert.order if forms.name(key, expert.specs[key])]
+    wanted = {key: expert.specs[key] for key in quantized if weighs(forms.of(key, expert.specs[key]))}
+    if not wanted:
+        return {}, [f"{name}: not used: no layer of {output.label} is of a format that weighs columns"]
+    found, notices = check_imatrix(read_imatrix(path), wanted, name)
+    idle = len(quantized) - len(wanted)
+    return found, notices + ([f"{name}: {idle} layers of {output.label} are of formats that weigh nothing"] if idle else [])
