@@ -15,8 +15,10 @@ import comfy.samplers
 import comfy.sd
 import torch
 
+from ..engine.bases.gguf_header import is_gguf
 from ..engine.errors import DEVICE_ERRORS, MergeError
 from .complaints import Listening
+from .gguf_loader import load_gguf
 
 SIGMAS = {"high_noise": (0.98, 0.92), "low_noise": (0.8, 0.2), "model": (0.95, 0.3)}   # of T2V (0.875) and I2V (0.9) alike
 FRAMES, SIDE, TOKENS = 1, 16, 8                    # of the latent and the text: 64 patches of 1 x 2 x 2
@@ -73,7 +75,7 @@ def _not_finite(answers: list[torch.Tensor], sigmas) -> str | None:
 def _loaded(path: str, name: str):
     """The file as a MODEL; not kept here. Raises MergeError when ComfyUI refuses it."""
     try:
-        return comfy.sd.load_diffusion_model(path)
+        return load_gguf(path) if is_gguf(path) else comfy.sd.load_diffusion_model(path)
     except DEVICE_ERRORS:
         raise
     except (ValueError, KeyError, RuntimeError) as error:

@@ -19,8 +19,8 @@ LARGEST = 100.0
 class Wan22InputScales(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        summaries = [NONE, *plan_files.names(CALIBRATION)]
-        models = [NONE, *paths.diffusion_models()]
+        summaries = [NONE, *plan_files.names(CALIBRATION, (".json",))]
+        models = [NONE, *(name for name in paths.diffusion_models() if not name.endswith(paths.GGUF))]   # GGUF has no scales
         return io.Schema(
             node_id="Wan22InputScales",
             display_name="Input Scales (Wan 2.2)",

@@ -5,11 +5,10 @@ import os
 from comfy_api.latest import io
 
 from ..engine.inspection import inspect, lines
-from . import paths, plan_files, sockets
+from . import paths, sockets
 from .judge import finite
 
 FILES = "(files)"
-GGUF = "[gguf] "                                   # files that only ComfyUI-GGUF opens
 
 
 class Wan22Inspect(io.ComfyNode):
@@ -23,8 +22,8 @@ class Wan22Inspect(io.ComfyNode):
                         "ComfyUI would stumble over, and which programs open it. Reads no weights.",
             search_aliases=["inspect", "model info", "file info", "header", "metadata", "check model", "validate"],
             inputs=[
-                io.Combo.Input("file", options=[FILES, *paths.diffusion_models(), *map(GGUF.__add__, plan_files.gguf_names())],
-                               default=FILES, tooltip="A model file; (files): what is connected."),
+                io.Combo.Input("file", options=[FILES, *paths.diffusion_models()], default=FILES,
+                               tooltip="A model file; (files): what is connected."),
                 sockets.Files.Input("files", optional=True, tooltip="What Save Model wrote."),
             ],
             outputs=[io.String.Output(display_name="text", tooltip="As on the node."),
@@ -44,7 +43,7 @@ class Wan22Inspect(io.ComfyNode):
 
 
 def chosen(file: str, files) -> list[str]:
-    """Paths of what is to be looked at. Raises SourceError, RecipeError for a name that is not in the list."""
+    """Paths of what is to be looked at. Raises SourceError for a name that is not in the list."""
     if file != FILES:
-        return [plan_files.gguf_path(file.removeprefix(GGUF)) if file.startswith(GGUF) else paths.model_path(file)]
+        return [paths.model_path(file)]
     return [each.path for each in files.files if os.path.exists(each.path)] if files is not None else []

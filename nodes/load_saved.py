@@ -4,10 +4,13 @@ import os
 import comfy.sd
 from comfy_api.latest import io
 
+from ..engine.bases.gguf_header import is_gguf
 from ..engine.errors import MergeError
+from ..engine.gguf_mix import MIXES
 from ..quant.formats import FORMATS
 from . import freshness, sockets
 from .activations import AS_HERE, EMULATIONS, describe, emulate, layers_of
+from .gguf_loader import load_gguf
 
 ANY = "any"
 
@@ -27,8 +30,9 @@ class Wan22LoadSaved(io.ComfyNode):
                 sockets.Files.Input("files", tooltip="What Save Model wrote."),
                 io.Combo.Input("expert", options=["auto", "high_noise", "low_noise"], default="auto",
                                tooltip="Which expert to load. auto: the only one there is."),
-                io.Combo.Input("format", options=[ANY, *FORMATS], default=ANY,
-                               tooltip="Which format, where several Quantize nodes were chained. any: the first."),
+                io.Combo.Input("format", options=[ANY, *FORMATS, *MIXES], default=ANY,
+                               tooltip="Which format, where several Quantize nodes were chained. any: the first. A GGUF file is "
+                                       "loaded by ComfyUI-GGUF, which has to be installed."),
                 io.Combo.Input("activations", options=list(EMULATIONS), default=AS_HERE, optional=True, advanced=True,
                                tooltip="Shows what the owner of another card will see. NVFP4 and MXFP8 layers round their inputs "
                                        "too on RTX 50, FP8 layers on RTX 40 and 50, and only there input scales are used: a card "
@@ -52,7 +56,7 @@ class Wan22LoadSaved(io.ComfyNode):
         if not os.path.isfile(file.path):
             raise MergeError(f"{file.name}: was deleted since it was saved; queue again to write it again")
         freshness.remember(cls.hidden.unique_id, [file.path])
-        model = comfy.sd.load_diffusion_model(file.path)
+        model = load_gguf(file.path) if is_gguf(file.path) else comfy.sd.load_diffusion_model(file.path)
         layers, card = layers_of(model), EMULATIONS[activations]
         lines = [line for line in (f"loaded {file.name}", describe(model, layers, card)) if line]
         return io.NodeOutput(emulate(model, layers, card) if card else model, ui={"text": ("\n".join(lines),)})

@@ -2,10 +2,11 @@
 import json
 
 from ..engine.errors import RecipeError
+from ..engine.gguf_mix import MIXES
 from ..engine.jobs.stored_as import input_scale
 from ..engine.plans.as_output import as_output
 from ..engine.plans.plan import PrecisionPlan
-from ..engine.precision import layer_of
+from ..engine.precision import GGUF, layer_of
 from ..engine.preview import Preview
 from ..engine.recipes.output import Output, parse_output
 from ..quant.formats import QUANTIZED_FORMS
@@ -13,7 +14,8 @@ from ..quant.plain import PLAIN
 from .block_layers import check_plan, layers_of
 from .rounded_input import LayerActivations
 
-SHOWN = (*PLAIN, *QUANTIZED_FORMS)                  # the first, bf16, is the default
+# The first, bf16, is the default; GGUF's plain mixes show nothing that bf16 and fp16 do not.
+SHOWN = (*PLAIN, *QUANTIZED_FORMS, *(name for name, mix in MIXES.items() if not mix.is_plain))
 
 
 def shown_output(dit, role: str, saved_as: str, plan, job) -> Output:
@@ -36,7 +38,10 @@ def shown_output(dit, role: str, saved_as: str, plan, job) -> Output:
 
 
 def stored_activations(preview: Preview) -> dict[str, LayerActivations]:
-    """Layer -> how its file would take its input, of every layer that the preview quantizes."""
+    """Layer -> how its file would take its input, of every layer that the preview quantizes; of none in a GGUF, where ComfyUI-GGUF
+    multiplies in 16 bit."""
+    if preview.output.container == GGUF:
+        return {}
     forms, amax, found = preview.forms, preview.output.input_amax.get(preview.expert.role, {}), {}
     for key, spec in preview.expert.specs.items():
         if forms.name(key, spec) is None:

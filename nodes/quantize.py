@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ..engine.bases.roles import Role
 from ..engine.errors import RecipeError
+from ..engine.gguf_mix import MIXES
 from ..engine.recipes.output import FAST, SIXTEEN
 from ..quant.formats import FORMATS
 from . import sockets
@@ -30,18 +31,20 @@ class Wan22Quantize(io.ComfyNode):
             category="Wan 2.2 Master/4 quantize",
             description="Chooses the format of the saved file. Chain several by more: all are written from one reading of the "
                         "base and one merge, rounded once.",
-            search_aliases=["quantize", "quantise", "fp8", "float8", "scaled fp8", "bf16", "fp16", "convert", "precision"],
+            search_aliases=["quantize", "quantise", "fp8", "float8", "scaled fp8", "bf16", "fp16", "convert", "precision", "gguf",
+                            "q4_k_m", "q8_0"],
             inputs=[
                 io.MultiType.Input("model", types=[sockets.Dit, io.Model], display_name="dit / model",
                                    tooltip="The model to save, merged or not; or any Wan MODEL, with whatever LoRAs and merges of "
                                            "other nodes are on it."),
                 io.Combo.Input(
-                    "format", options=list(FORMATS), default=FIRST,
+                    "format", options=[*FORMATS, *MIXES], default=FIRST,
                     tooltip="RTX 50: nvfp4 (a quarter of bf16, fastest), mxfp8 (half, no calibration). RTX 40: float8_e4m3fn. RTX "
                             "20 and 30: int8_tensorwise (half, a third of FP8's error; runs everywhere), asym_w4a8_int8 (a "
                             "quarter, less error than nvfp4). convrot_w4a4: a quarter, fast on RTX 20 to 40, most error. "
                             "float8_e5m2: small, never fast. bf16: a master, rounded once. fp16: for cards without bf16. fp32: for "
-                            "merging further."),
+                            "merging further. From Q8_0 on, in capitals: a .gguf file, for ComfyUI-GGUF on any card, smaller, not "
+                            "faster: Q8_0 is nearest to bf16, Q5_K_M and Q4_K_M are usual, Q3_K and Q2_K for little memory."),
                 io.Combo.Input(
                     "activations", options=list(ACTIVATIONS), default=next(iter(ACTIVATIONS)),
                     tooltip="Of quantized layers without an input scale. fast: float8_e4m3fn multiplies in FP8 with an input scale "

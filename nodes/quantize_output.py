@@ -1,5 +1,6 @@
 """What a Quantize node asks for, as an output of a recipe: its widgets, a plan, scales; and that in words."""
 import json
+import os
 from collections import Counter
 from dataclasses import asdict, replace
 
@@ -10,11 +11,12 @@ from ..engine.jobs.stored_as import SCALED
 from ..engine.plans.as_output import as_output
 from ..engine.plans.cards import newest
 from ..engine.plans.plan import PrecisionPlan
-from ..engine.precision import KEEP, KEPT_DTYPES, SOURCE
+from ..engine.precision import GGUF, KEEP, KEPT_DTYPES, SOURCE
 from ..engine.recipes.output import ROUNDINGS, SIXTEEN, parse_output
 from ..engine.recipes.output import Output as RecipeOutput
 from ..quant.formats import INT8_SCALINGS, QUANTIZED, SEARCHES
-from . import sockets
+from ..quant.gguf.block_type import SETTINGS
+from . import plan_files, sockets
 from .block_layers import check_plan, check_scales, layers_in, layers_of
 from .handles import Output
 from .machine import line
@@ -23,7 +25,8 @@ from .model_source import sources_of
 UNCALIBRATED = "uncalibrated: the error of small activations is unknown, harmless above rms 0.03, 6 % at 0.01"
 FP8 = "float8_e4m3fn"
 EMPTY = RecipeOutput("bf16")                       # every field at its default
-BY_ROLE = ("layers", "full_precision", "input_amax")
+BY_ROLE = ("layers", "full_precision", "input_amax", "imatrix")
+IMATRICES = ("imatrix_high", "imatrix_low")
 
 
 def check_once(output: Output, earlier: tuple[Output, ...]) -> None:
@@ -41,7 +44,9 @@ def asked(dit, output: Output, made_for: dict, settings: dict) -> Output:
     made_for: `plan` and `scales`, handles or None. Raises RecipeError for a plan or scales of another model.
     """
     plan, scales = made_for["plan"], made_for["scales"]
-    found = parse_output({**output.as_json(), **{name: value for name, value in settings.items() if value is not None}})
+    weights = _imatrices(output.experts, *(settings.get(name) or plan_files.NONE for name in IMATRICES))
+    told = {name: value for name, value in settings.items() if value is not None and name not in IMATRICES}
+    found = parse_output({**output.as_json(), **told, "imatrix": weights})
     if plan is not None:
         made = PrecisionPlan.from_json(json.loads(plan.text))
         check_plan(made, _layers(dit, output.experts), "quantize")
@@ -57,6 +62,12 @@ def asked(dit, output: Output, made_for: dict, settings: dict) -> Output:
     return Output(found.format, found.activations, output.experts, json.dumps(told, sort_keys=True))
 
 
+def _imatrices(roles: tuple[str, ...], high: str, low: str) -> dict[str, str]:
+    """Role -> path of its imatrix, of those that have one. Raises RecipeError for a name that is not in the folder."""
+    names = {"high_noise": high, "low_noise": low, "model": high}
+    return {role: plan_files.path_of(plan_files.CALIBRATION, names[role]) for role in roles if names[role] != plan_files.NONE}
+
+
 def _layers(dit, roles: tuple[str, ...]) -> dict[str, list[str]]:
     """Role -> block linears of what a job carries, files or a MODEL."""
     models = sources_of(dit)
@@ -70,6 +81,7 @@ def label_of(output: Output) -> str:
 
 def more_inputs() -> list[io.Input]:
     """Appended later; workflows of before have none of them."""
+    weights = [plan_files.NONE, *plan_files.names(plan_files.CALIBRATION, plan_files.IMATRIX)]
     return [
         sockets.Plan.Input("plan", optional=True, tooltip="From Precision Plan: formats layer by layer, in place of format."),
         sockets.Scales.Input("scales", optional=True,
@@ -87,6 +99,14 @@ def more_inputs() -> list[io.Input]:
                                "would round them away again."),
         io.String.Input("suffix", default="", optional=True, advanced=True,
                         tooltip="Added to the format in file names, to tell two of one format apart."),
+        io.Combo.Input("gguf_setting", options=list(SETTINGS), default=SETTINGS[0], optional=True, advanced=True,
+                       tooltip="How long GGUF's encoders look for their scales. best: less error than llama.cpp, at its cost. max: "
+                               "a little less again, several times as long. reference: llama.cpp's own search."),
+        io.Combo.Input("imatrix_high", options=weights, default=plan_files.NONE, optional=True, advanced=True,
+                       tooltip="How much each input column counts where a format searches: an imatrix file of the high-noise "
+                               "expert, or of a model of one file, from user/default/wan22_master/calibration."),
+        io.Combo.Input("imatrix_low", options=weights, default=plan_files.NONE, optional=True, advanced=True,
+                       tooltip="The same for the low-noise expert."),
     ]
 
 
@@ -94,6 +114,8 @@ def describe(dit, output: Output) -> list[str]:
     """One output in words: experts, formats, input scales, and what this machine makes of each format."""
     found = parse_output(output.as_json())
     name = found.label if output.experts == ("model",) else f"{found.label} for {' and '.join(output.experts)}"
+    if found.container == GGUF:
+        return _of_gguf(found, name)
     if found.format not in QUANTIZED:
         return [name]
     slow = found.activations == SIXTEEN and not found.input_amax
@@ -105,6 +127,17 @@ def describe(dit, output: Output) -> list[str]:
             lines += [f"  {told}" for told in _scaled(found, role, layers)]
         return lines
     return [*lines, f"  {FP8}: {UNCALIBRATED}"] if FP8 in {found.format, *others} and not slow else lines
+
+
+def _of_gguf(found: RecipeOutput, name: str) -> list[str]:
+    """A GGUF file: what it needs, and what is weighed."""
+    lines = [f"{name}: a .gguf file for ComfyUI-GGUF, on any card: weights become 16 bit at every step, smaller, not faster; a "
+             "LoRA put on it is added to them exactly"]
+    if found.input_amax:
+        lines.append("  input scales change nothing in it")
+    if found.imatrix:
+        lines.append(f"  columns weighed by {', '.join(os.path.basename(path) for path in found.imatrix.values())}")
+    return lines
 
 
 def _scaled(found: RecipeOutput, role: str, layers: list[str]) -> list[str]:

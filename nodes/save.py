@@ -12,7 +12,9 @@ from ..engine.jobs import job as jobs
 from ..engine.jobs.order import AUTO, ORDERS
 from ..engine.jobs.plan import plan_recipe
 from ..engine.jobs.run import run
+from ..engine.precision import GGUF
 from . import freshness, paths, sockets
+from .gguf_loader import check_loader
 from .handles import Files
 from .judge import finite
 from .loaded_check import answered, reference_lines, without_reference
@@ -65,6 +67,8 @@ class Wan22SaveModel(io.ComfyNode):
                 "on_exists": on_exists, "order": order}
         alone = without_reference(job.dit) if after_save else {}
         recipe = recipe_of(job.dit, job.outputs, title=title, title_version=version, save=save, device=device_for(device))
+        if after_save and any(output.container == GGUF for output in recipe.outputs):
+            check_loader("after_save")             # now, not when all is written
         models = sources_of(job.dit)
         with stoppable() as wish, plan_recipe(recipe, reports, check_space=not plan_only, should_stop=wish, sources=models) as plan:
             rows, header = plan.rows(), headers(plan)

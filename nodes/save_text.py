@@ -25,7 +25,7 @@ def plan_lines(notices: list[str]) -> list[str]:
 
 def headers(plan) -> str:
     """Metadata of every planned file as readable JSON; a hash of data that do not exist yet is zeros."""
-    shown = {os.path.basename(output.target.path): json.loads(output.layout.header[8:]).get("__metadata__", {})
+    shown = {os.path.basename(output.target.path): output.layout.metadata
              for expert in plan.experts for output in expert.outputs}
     return json.dumps(shown, indent=1, ensure_ascii=False)
 
