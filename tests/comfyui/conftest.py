@@ -23,6 +23,8 @@ def pytest_collection_modifyitems(items):
 def pytest_terminal_summary(terminalreporter):
     if FOUND is None:
         terminalreporter.write_line("tests/comfyui: all skipped, no ComfyUI with a .venv at $COMFYUI_PATH or ~/comfy/ComfyUI")
+    elif not (FOUND[0] / "custom_nodes" / "ComfyUI-GGUF").is_dir():
+        terminalreporter.write_line("tests/comfyui/test_gguf*.py: skipped, no ComfyUI-GGUF in custom_nodes")
 
 
 @pytest.fixture(scope="session")

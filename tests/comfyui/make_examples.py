@@ -18,13 +18,17 @@ from browser import ENDED, FIT, load, opened, run  # noqa: E402
 from comfy_server import PACK, Server  # noqa: E402
 from graphs import (  # noqa: E402
     CLIP,
+    HIGH,
     INJECT,
+    LIGHTNING,
     LOAD,
     LORA_1,
     LORA_2,
+    LOW,
     METER,
     QUANTIZE,
     SAVE,
+    STYLE,
     VAE,
     input_scales,
     main_job,
@@ -35,16 +39,17 @@ from graphs import (  # noqa: E402
     text_to_video,
 )
 from tiny_models import write_models  # noqa: E402
+from wan22_master.engine.synthetic import Sizes, write_lora, write_model  # noqa: E402
 
 TARGET = PACK / "example_workflows"
 # node id -> x, y, width; heights follow from what a node tells after a run
 PLACES = {LOAD: (0, 0, 420), LORA_1: (0, 330, 420), LORA_2: (0, 800, 420), INJECT: (480, 0, 420), METER: (960, 0, 460),
-          QUANTIZE: (1480, 0, 440), "8": (960, 640, 420), "9": (1480, 0, 380), SAVE: (1480, 500, 440)}
+          QUANTIZE: (1480, 0, 440), "8": (960, 640, 420), "9": (1480, 0, 380), SAVE: (1980, 0, 480)}
 SAMPLING = {"20": (0, 0, 300), "21": (0, 230, 300), "22": (340, 0, 300), "23": (340, 230, 300),
             "32": (0, 470, 300), "33": (0, 650, 300), "24": (340, 370, 300), "34": (340, 560, 300), "25": (680, 0, 280),
             "26": (1000, 0, 300), "27": (1340, 0, 300), "35": (1680, 0, 260), "36": (1680, 100, 260), "37": (1680, 240, 260)}
 TALL = {"21": 170, "32": 330, "33": 330}           # how much lower these are where models come from Merge Preview
-START, START_BY_A_PLAN = (0, 1290), (1480, 1000)   # of the sampling row
+START, START_BY_A_PLAN = (0, 1290), (1480, 1090)   # of the sampling row
 LAY_OUT = """([places, note]) => { const graph = window.app.graph;
     for (const node of graph._nodes) { const [x, y, width] = places[node.id] ?? [0, 0, 300];
         node.pos = [x, y]; node.setSize([width, node.computeSize()[1]]);
@@ -58,7 +63,10 @@ PREVIEWS = [node("Wan22MergePreview", dit=[INJECT, 0], expert=role, saved_as="bf
 
 
 PLAN, SCALES = "10", "11"
-WIDE = {PLAN: (960, 0, 460), SCALES: (1480, 0, 440), QUANTIZE: (1480, 440, 440), SAVE: (1980, 0, 480)}   # where a plan is
+WIDE = {PLAN: (960, 0, 460), SCALES: (1480, 0, 440), QUANTIZE: (1480, 440, 440)}   # where a plan is
+SMALLER = "12"                                     # the other GGUF of one run
+GGUF = {QUANTIZE: (960, 0, 440), SMALLER: (960, 560, 440), SAVE: (1460, 0, 560)}
+BLOCKS_OF_256 = Sizes(dim=256, ffn=512, blocks=40, rank=8)     # as K-quants have; the narrower models would fall back
 ONLY = """(id) => { window.seen.length = 0; window.app.queuePrompt(0, 1, [id]); }"""
 
 
@@ -70,6 +78,15 @@ def plan_job() -> dict:
     graph[SCALES] = input_scales([INJECT, 0], "constant")
     graph[QUANTIZE] = quantize([INJECT, 0], "nvfp4", plan=[PLAN, 0], scales=[SCALES, 0])
     return {place: each for place, each in graph.items() if place not in {LORA_2, METER}}
+
+
+def gguf_job() -> dict:
+    """Two GGUF files of each expert from one reading."""
+    graph = main_job()
+    graph[QUANTIZE] = quantize([INJECT, 0], "Q8_0")
+    graph[SMALLER] = quantize([INJECT, 0], "Q4_K_M", more=[QUANTIZE, 0])
+    graph[SAVE]["inputs"]["job"] = [SMALLER, 0]
+    return {place: each for place, each in graph.items() if place != METER}
 
 
 def preview_job() -> dict:
@@ -101,6 +118,10 @@ EXAMPLES = {
         "**NVFP4 for RTX 50, with 8 bit where it matters.** Precision Plan says which layer gets which format, and why; other "
         "cards and size budgets are choices of the same node. Input Scales gives one safe number to all layers; with a "
         "calibration, choose its summary instead. Then Quantize, Save and sampling of the saved files.")),
+    "merge_loras_save_gguf": (gguf_job(), (
+        "**Merge two LoRAs into both experts and save GGUF files, without llama.cpp.** Q8_0 is nearest to bf16, Q4_K_M is little "
+        "more than half as large; both come from one reading, and any other format can be chained. Sample them by Unet Loader "
+        "(GGUF) of ComfyUI-GGUF, or by Load Saved in the same run.")),
 }
 
 
@@ -109,6 +130,14 @@ def sampling_places(graph: dict) -> dict[str, tuple[int, int, int]]:
     right, down = START_BY_A_PLAN if PLAN in graph else START
     lower = TALL if any(each["class_type"] == "Wan22MergePreview" for each in graph.values()) else {}
     return {place: (x + right, y + down + lower.get(place, 0), width) for place, (x, y, width) in SAMPLING.items()}
+
+
+def widen(server: Server) -> None:
+    """The pair and its LoRAs again, in rows of 256."""
+    for role, name in (("high", HIGH), ("low", LOW)):
+        write_model(server.models() / name, BLOCKS_OF_256, role)
+        for lora, dialect in ((LIGHTNING, "native"), (STYLE, "kohya")):
+            write_lora(server.models("loras") / lora.replace("high", role), BLOCKS_OF_256, dialect, f"{lora} {role}")
 
 
 def main() -> None:
@@ -120,8 +149,10 @@ def main() -> None:
         (server.models("vae") / VAE).touch()       # named only, so that the page does not call them missing
         with opened(server, "classic", (1700, 1050)) as page:
             for name, (graph, note) in EXAMPLES.items():
+                if SMALLER in graph:
+                    widen(server)
                 load(page, graph)
-                places = {**PLACES, **sampling_places(graph), **(WIDE if PLAN in graph else {})}
+                places = {**PLACES, **sampling_places(graph), **(WIDE if PLAN in graph else GGUF if SMALLER in graph else {})}
                 saved = json.loads(page.evaluate(LAY_OUT, [places, note]))
                 saved["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, name))
                 path = TARGET / f"{name}.json"

@@ -4,6 +4,7 @@ import re
 
 import pytest
 from comfy_server import PACK
+from wan22_master.engine.gguf_mix import MIXES
 
 # node -> inputs in the order of their widgets and sockets; saved widget values are positional
 INPUTS = {
@@ -17,7 +18,8 @@ INPUTS = {
                                "adaptive_share_floor adaptive_share_ceiling adaptive_share_over_mean adaptive_new_over_mean "
                                "adaptive_limit_new adaptive_limit_refine",
     "Wan22StabilityMeter": "dit experts on_volatile stable_below volatile_above top_k",
-    "Wan22Quantize": "model format activations experts more unsampled plan scales search int8_scaling kept_dtype rounding suffix",
+    "Wan22Quantize": "model format activations experts more unsampled plan scales search int8_scaling kept_dtype rounding suffix "
+                     "gguf_setting imatrix_high imatrix_low",
     "Wan22SaveModel": "job title version name custom_name folder subfolder on_exists metadata lora_names plan_only device order "
                       "after_save",
     "Wan22LoadSaved": "files expert format activations label",
@@ -37,7 +39,7 @@ INPUTS = {
                           "gguf_nvfp4_max_bitdepth use_fp8 plan_file keep_edge_blocks kept_dtype exclude include min_ffn_fp8 "
                           "min_ffn2_16bit sensitivity_high sensitivity_low sensitivity_threshold sensitivity_action "
                           "full_precision_high full_precision_low full_precision_layers cross_attn_qkvo cross_attn_kv "
-                          "self_attn_qkvo ffn_up ffn_down promote promote_below title save_as",
+                          "self_attn_qkvo ffn_up ffn_down promote promote_below title save_as container gguf_format",
     "Wan22InputScales": "dit source summary_high summary_low percentile multiplier file_high file_low amax share",
     "Wan22Inspect": "file files",
 }
@@ -89,7 +91,7 @@ def test_an_example_holds_exactly_the_inputs_of_today(example):
 
 def test_what_grew_on_a_node_is_optional_so_that_a_workflow_of_before_still_runs(comfy):
     listed = ours(comfy)
-    grown = {"Wan22Quantize": 6, "Wan22SaveModel": 12, "Wan22LoadSaved": 3, "Wan22MergePreview": 7}
+    grown = {"Wan22Quantize": 6, "Wan22SaveModel": 12, "Wan22LoadSaved": 3, "Wan22MergePreview": 7, "Wan22PrecisionPlan": 35}
     for name, before in grown.items():
         optional = listed[name]["input_order"]["optional"]
         assert set(INPUTS[name].split()[before:]) <= set(optional), name
@@ -102,6 +104,17 @@ def test_every_input_and_output_has_a_tooltip_and_every_node_words_to_find_it_by
         assert all(info["output_tooltips"]) and len(info["output_tooltips"]) == len(info["output"]), name
         assert info["description"] and len(info["search_aliases"]) > 3, name
         assert re.fullmatch(r"Wan 2\.2 Master/[12456] (load|merge|quantize|save|LoRA tools)", info["category"]), name
+
+
+def test_formats_of_gguf_files_are_offered_after_those_of_safetensors_and_a_default_never_moves(comfy):
+    listed = ours(comfy)
+    offered = {(name, key): listed[name]["input"]["required"][key][1] for name, key in (
+        ("Wan22Quantize", "format"), ("Wan22LoadSaved", "format"), ("Wan22MergePreview", "saved_as"))}
+    for place, widget in offered.items():
+        kinds = [option in MIXES for option in widget["options"]]
+        assert kinds == sorted(kinds) and any(kinds) and not all(kinds), place
+    assert [widget["default"] for widget in offered.values()] == ["float8_e4m3fn", "any", "bf16"]
+    assert listed["Wan22Quantize"]["input"]["optional"]["gguf_setting"][1]["default"] == "best"
 
 
 def test_models_are_offered_and_the_first_high_noise_expert_is_the_default(comfy):

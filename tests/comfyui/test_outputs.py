@@ -275,6 +275,6 @@ def test_inspect_tells_what_is_in_a_saved_file_and_in_a_gguf(server):
     writer.add_tensor("blocks.0.ffn.0.weight", numpy.zeros((512, 256), dtype=numpy.float16))
     for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
         step()
-    text = text_of(server.run({"50": node("Wan22Inspect", file="[gguf] map.gguf")}), "50")
+    text = text_of(server.run({"50": node("Wan22Inspect", file="map.gguf")}), "50")
     assert text.startswith("map.gguf: ") and "F16: 1 tensors" in text and "GGUF" in text
     assert "value_not_in_list" in server.fail({"50": node("Wan22Inspect", file="../secret.safetensors")})
