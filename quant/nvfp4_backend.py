@@ -22,10 +22,10 @@ class Passes(NamedTuple):
 
 @cache
 def compiled() -> ModuleType | None:
-    """The compiled passes; None where numba is absent, does not know this Python or numpy, or has no folder to cache in."""
+    """The compiled passes; None where numba is absent, or does not know this Python or numpy."""
     try:
         from . import nvfp4_compiled
-    except (ImportError, RuntimeError):            # numba: RuntimeError "no locator available" where nothing can be written
+    except ImportError:
         return None
     return nvfp4_compiled
 

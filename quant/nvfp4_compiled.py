@@ -4,18 +4,18 @@ Imported only where numba is installed (`nvfp4_backend.py`). `fastmath` stays of
 rounding and no sum is reordered, so every float32 operation is the one that `nvfp4_codes.py` and `nvfp4_search.py` make; their
 docstrings hold the formulas. LANES blocks are worked on at once, one below the other, so that a loop over them becomes vector
 instructions: over the 16 weights of one block it does not, and is 25 times slower.
-numba's cache on disk looks at this file only: a constant changed in the other two needs a change here to be compiled again.
 """
 import numba
 import numpy
 import torch
 from numpy import float32, int32
 
+from .kernel_cache import kept
 from .nvfp4_codes import BLOCK, COUNTER, MAGNITUDE, SIGN
 from .nvfp4_search import INDEX, STEP, value
 
 LANES = 64                                         # blocks: their weights and errors are 8 KB, a fraction of L1
-compiled = numba.njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
+compiled = kept(numba.njit(nogil=True, fastmath=False, error_model="numpy"))
 
 
 def block_amax(blocks: torch.Tensor) -> torch.Tensor:

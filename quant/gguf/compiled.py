@@ -2,15 +2,17 @@
 
 `fastmath` stays off: nothing is contracted or reordered, so each float32 operation is the one that the torch path makes, and the
 bytes are equal. LANES blocks are worked on at once, element i of each in row i, so that a loop over them becomes vector
-instructions. numba's cache on disk looks at each file by itself: a change here needs a change there to be compiled again.
+instructions.
 """
 import numba
 from numpy import float32, int32
 
+from ..kernel_cache import kept
+
 LANES = 64                                         # blocks of 32: their weights are 8 KB, a fraction of L1
 HALF_MAX = 65504.0                                 # IEEE 754 binary16
-compiled = numba.njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
-inlined = numba.njit(nogil=True, cache=True, fastmath=False, error_model="numpy", inline="always")
+compiled = kept(numba.njit(nogil=True, fastmath=False, error_model="numpy"))
+inlined = kept(numba.njit(nogil=True, fastmath=False, error_model="numpy", inline="always"))
 
 
 @inlined

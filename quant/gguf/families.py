@@ -31,10 +31,10 @@ def module(name: str, ending: str = "") -> ModuleType:
 
 @cache
 def has_numba() -> bool:
-    """False where numba is absent, does not know this Python or numpy, or has no folder to cache in."""
+    """False where numba is absent, or does not know this Python or numpy."""
     try:
         module("Q8_0", COMPILED)
-    except (ImportError, RuntimeError):            # numba: RuntimeError "no locator available" where nothing can be written
+    except ImportError:
         return False
     return True
 

@@ -1,7 +1,6 @@
 """Q4_K, Q5_K and Q2_K compiled with numba: the search of k_asymmetric_search.py in one call for a band, without the GIL.
 
-numba's cache on disk looks at this file alone: after a change in k_asymmetric_search_compiled.py, which holds the steps, or in what
-that imports, change this one.
+The steps are in k_asymmetric_search_compiled.py.
 """
 from functools import partial
 from typing import NamedTuple

@@ -6,11 +6,12 @@ sums (L1, L2, LX), line (s, m). Functions write into their last array.
 import numba
 from numpy import float32
 
+from ..kernel_cache import kept
 from . import k_asymmetric_sums
 from .compiled import whole
 
 # Called from compiled code alone: no way in from Python halves the time to compile.
-inner = numba.njit(nogil=True, cache=True, fastmath=False, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+inner = kept(numba.njit(nogil=True, fastmath=False, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True))
 TWO = float32(2)                                   # a Python 2 would make it float64
 SINGULAR = float32(k_asymmetric_sums.SINGULAR)
 INFINITE = float32(k_asymmetric_sums.INFINITE)

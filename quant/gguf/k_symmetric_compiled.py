@@ -2,7 +2,6 @@
 
 Imported only where numba is installed. The passes are in `k_symmetric_search_compiled.py` and `k_symmetric_reference_compiled.py`;
 here GROUP super-blocks are spread over rows for them, and their codes packed.
-numba's cache on disk looks at each file by itself: a change of the others needs a change here to be compiled again.
 """
 from functools import partial
 
