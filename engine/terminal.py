@@ -130,8 +130,9 @@ def quality_lines(out: dict) -> list[str]:
         lines.append(", ".join(f"{each['layers']} {name} (error {each['error']:.2%})" for name, each in out["formats"].items()))
     kept = out.get("survival")
     if kept:
-        said = f"keeps {kept['projection']:.1%} (± {kept['standard_error']:.1%}) of the merge, cosine {kept['cosine']:.2f}, "
-        said += f"{kept['unchanged']:.0%} of codes as the base's"
+        said = f"keeps {kept['projection']:.1%} (± {kept['standard_error']:.1%}) of the merge, cosine {kept['cosine']:.2f}"
+        if kept["unchanged"] is not None:
+            said += f", {kept['unchanged']:.0%} of codes as the base's"
         if kept["effect_over_noise"] is not None:
             said += f"; effect over rounding noise {kept['effect_over_noise']:.2f}"
         if kept["drowned"]:

@@ -133,6 +133,8 @@ class Output:
         form = self.form(band.key)
         if band.base is None or not (form.NAME in QUANTIZED or form.NAME in BLOCK_TYPES):
             return NOTHING
+        if form.NAME in BLOCK_TYPES:               # a block has scales of its own, so that equal codes mean nothing
+            return survey(band.base, merged, decoded, band.space)
         importance = on(self.plan.importance.get(band.key), band.base)
         bases = form.quantize(band.base, stats, importance=importance)[""][:len(band.base)]
         codes, same = same_codes(parts[""][band.sampled], bases, band.base.shape[1])

@@ -3,7 +3,7 @@
 With W the base as it was read, W' the merge, Ŵ what the file decodes to, δ = W' - W:
     projection = <Ŵ - W, δ> / ‖δ‖²           1: the whole effect is there; 0: none of it
     cosine     = <Ŵ - W, δ> / (‖Ŵ - W‖ ‖δ‖)   how much of what changed is the delta, and not rounding
-    unchanged  = share of codes that are those of the base, quantized with the same scales of the tensor
+    unchanged  = share of codes that are those of the base, quantized with the same scales of the tensor; not of GGUF's blocks
     effect over noise = ‖δV‖ / ‖(Ŵ - W')V‖   V: orthonormal basis of δ's rows, the inputs that the LoRA listens to
 From a full-precision base, E[projection] = <Ŵ, W> / ‖W‖²: 1 - err² where the scales leave the least error, err the format's
 relative one (nvfp4: 0.993; 0.996 by `fast`, whose scales do not). That is near 1 for every δ, so it tells a wrong order of work (a

@@ -101,6 +101,7 @@ def test_a_mix_holds_every_tensor_in_its_type_and_near_the_float64_merge(made, t
         whole = sum(float((values[key] - exact[key]).square().sum()) for key in keys) / sum(
             float(exact[key].square().sum()) for key in keys)
         assert out["formats"][name]["error"] == pytest.approx(whole ** 0.5, rel=0.1)   # of 16 sampled rows a tensor
+    assert out["survival"]["projection"] == pytest.approx(1.0, abs=0.05) and out["survival"]["unchanged"] is None
 
 
 @pytest.mark.parametrize(("name", "stored"), [("BF16", torch.bfloat16), ("F16", torch.float16), ("F32", torch.float32)])
