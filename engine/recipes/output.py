@@ -80,10 +80,7 @@ class Output:
 
     @property
     def label(self) -> str:
-        """What tells it from the other outputs of an expert: format, plan and suffix; of a plan for a GGUF, whose experts may have
-        no format in common, the plan alone."""
-        if self.plan and self.container == GGUF:
-            return "_".join(part for part in (self.plan, self.suffix) if part)
+        """What tells it from the other outputs of an expert: format, plan and suffix."""
         return "_".join(dict.fromkeys(part for part in (self.format, self.plan, self.suffix) if part))
 
     def forms(self, role: str) -> Forms:
