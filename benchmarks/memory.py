@@ -1,6 +1,6 @@
 """Claim: memory does not grow with the model. Merge of two rank-64 LoRAs + FP8 on files of 4, 20 and 40 real-size blocks.
 
-    python benchmarks/memory.py FOLDER [--blocks 4 20 40]
+    python benchmarks/memory.py FOLDER [--blocks 4 20 40] [--format float8_e4m3fn]
 
 Peak = max of RssAnon + RssShmem during the job minus its value after `import torch`, seen from outside: flat within 10 %, at most
 1.2 GB. FOLDER needs 45 GB for 40 blocks; each set is deleted when it is measured. Linux only.
@@ -28,6 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--blocks", type=int, nargs="+", default=[4, 20, 40])
+    parser.add_argument("--format", default="float8_e4m3fn", help="a format of a recipe, as Q4_K_M")
     parser.add_argument("--method", choices=["addition", "classic"], default="addition")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -37,7 +38,7 @@ def main() -> None:
     for blocks in asked.blocks:
         folder = asked.folder / f"memory_{blocks}"
         base, loras = write_files(folder, blocks, 2)
-        write_recipe(folder, base, loras, method=asked.method)
+        write_recipe(folder, base, loras, asked.format, asked.method)
         clear(folder)
         said, peak = watch([sys.executable, __file__, str(folder), "--child"])
         peaks.append(peak)

@@ -12,6 +12,15 @@ from .experts import ExpertPlan
 from .stored_as import forms_of
 
 
+def files_of(outputs: tuple[Output, ...]) -> list[str]:
+    """The imatrix files that outputs name. Raises PlanError for one that is not there."""
+    paths = [path for output in outputs for path in output.imatrix.values()]
+    missing = [path for path in paths if not os.path.isfile(path)]
+    if missing:
+        raise PlanError(f"{missing[0]}: expected an imatrix file, found none; choose it again, or leave it out")
+    return paths
+
+
 def pinned(output: Output, sha256: dict[str, str]) -> Output:
     """The output with the hashes of its imatrix files. Raises PlanError where the recipe was made with another file."""
     found = {role: sha256[path] for role, path in output.imatrix.items()}

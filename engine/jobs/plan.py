@@ -1,5 +1,4 @@
 """From a recipe and headers to a plan: every output's name, dtypes, shapes, offsets and bytes, before a weight is read."""
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from .estimate import estimate
 from .experts import ExpertPlan, plan_expert, weigh
 from .file_plan import OutputPlan, identify, lay_out
 from .grade import grade
-from .importance import importances, pinned
+from .importance import files_of, importances, pinned
 from .stored_as import forms_of, gguf_notices, noisy_keys
 
 
@@ -80,8 +79,7 @@ def plan_recipe(recipe: Recipe, reports: Path, *, check_space: bool = True, shou
         loras = _open_loras(plan)
         targets.check_folder(str(reports))
         cache = HashCache(reports)
-        weights = [path for output in recipe.outputs for path in output.imatrix.values()]
-        _check_there(weights)
+        weights = files_of(recipe.outputs)
         sha256 = {path: cache.sha256(path, tick) for path in [*loras, *weights]}
         plan.recipe, notices = resolve_recipe(recipe, {path: lora.is_distillation for path, lora in loras.items()})
         plan.recipe = replace(plan.recipe, outputs=tuple(pinned(output, sha256) for output in plan.recipe.outputs))
@@ -120,12 +118,6 @@ def _may_be_lossy(recipe: Recipe, role: str) -> bool:
     """A quantized base is taken where it was allowed, and where nothing is merged onto it: storing it anew is no loss to anyone."""
     merged = any(lora.files.get(role) for each in recipe.passes for lora in each.loras)
     return recipe.allow_quantized_source or not (merged or (recipe.mix and role in recipe.mix.files))
-
-
-def _check_there(paths: list[str]) -> None:
-    missing = [path for path in paths if not os.path.isfile(path)]
-    if missing:
-        raise PlanError(f"{missing[0]}: expected an imatrix file, found none; choose it again, or leave it out")
 
 
 def _open_loras(plan: Plan) -> dict[str, LoraFile]:
