@@ -19,7 +19,7 @@ from ..words import NOT_FINITE
 from . import families
 
 SETTINGS = ("best", "max", "reference")            # the first is the default
-TILE = 128 * 1024                                  # elements that the torch path works on at once: they stay in L2
+TILE = 256 * 1024                                  # elements that the torch path works on at once: they stay in the cache
 
 
 @dataclass(frozen=True)
