@@ -15,7 +15,7 @@ CLOSE = 1e-5  # relative: sums of 3e5 float32 squares
 
 
 def classic64(delta: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Classic injection of one delta (action_master.md 1.2 with the original base), float64."""
+    """Classic injection of one delta (as the original does it, with the original base), float64."""
     new = bool(delta.var() > 1.5 * weight.var())
     kept = delta * (delta.abs() > (0.4 if new else 1.8) * delta.abs().mean())
     return kept * min(1.0, ((0.08 if new else 0.05) / kept.abs().max()).item())

@@ -1,5 +1,4 @@
 """Q6_K and Q3_K beside gguf-py's decoder, and the two paths beside each other. ggml's bytes and errors: test_golden.py."""
-import gguf
 import numpy
 import pytest
 import torch
@@ -7,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wan22_master.quant.gguf import k_symmetric
 from wan22_master.quant.gguf.k_symmetric_layout import KINDS
+from wan22_master.tests.quant.gguf.drawn import decoded, error, weights
 
 try:
     from wan22_master.quant.gguf import k_symmetric_compiled
@@ -18,26 +18,6 @@ PATHS = [k_symmetric.ENCODERS] + ([k_symmetric_compiled.ENCODERS] if k_symmetric
 NBYTES = {"Q6_K": 210, "Q3_K": 110}                # ggml-common.h: sizeof(block_q6_K), sizeof(block_q3_K)
 SEARCHES = ("best", "max", "reference")
 compiled_only = pytest.mark.skipif(k_symmetric_compiled is None, reason="numba is not here")
-
-
-def decoded(name: str, stored: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(gguf.quants.dequantize(stored.numpy(), gguf.GGMLQuantizationType[name]))
-
-
-def weights(kind: str, rows: int = 24, columns: int = 512) -> torch.Tensor:
-    """The four distributions of quantization.md 4.4."""
-    generator = numpy.random.default_rng(7)
-    drawn = {"gauss": lambda: generator.standard_normal((rows, columns)),
-             "laplace": lambda: generator.laplace(size=(rows, columns)),
-             "t5": lambda: generator.standard_t(5, (rows, columns)),
-             "columns": lambda: generator.standard_normal((rows, columns)) * generator.lognormal(0, 0.5, columns)}[kind]()
-    return torch.from_numpy((drawn * 0.02).astype(numpy.float32))
-
-
-def error(name: str, stored: torch.Tensor, x: torch.Tensor, columns: torch.Tensor | float = 1.0) -> float:
-    """Relative L2 error, each column's squares times `columns`."""
-    away = (decoded(name, stored).double() - x).square() * columns
-    return (away.sum() / (x.double().square() * columns).sum()).sqrt().item()
 
 
 def whole_codes(name: str, stored: torch.Tensor) -> torch.Tensor:
@@ -63,7 +43,7 @@ def test_any_bytes_are_decoded_as_gguf_py_does(name):
     assert ours.shape == (64, 768) and torch.equal(ours.view(torch.int32), decoded(name, stored).view(torch.int32))
 
 
-# quantization.md 4.4, reference and imatrix results of ggml; 2 % for what so few weights lie off, 12288 of 1.3 million.
+# Reference and imatrix results of ggml d99724f2 on 1.3 million; 2 % for what so few weights lie off, 12288 of 1.3 million.
 GOALS = {"Q6_K": {"gauss": (0.01775, 0.01733), "laplace": (0.02166, 0.02117), "t5": (0.02146, 0.02099)},
          "Q3_K": {"gauss": (0.15101, 0.14467), "laplace": (0.17613, 0.16971), "t5": (0.17633, 0.16989)}}
 

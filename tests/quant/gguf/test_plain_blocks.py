@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from wan22_master.quant.gguf import plain_blocks
+from wan22_master.tests.quant.gguf.drawn import decoded, error, weights
 
 try:
     from wan22_master.quant.gguf import plain_blocks_compiled
@@ -22,26 +23,6 @@ DISTRIBUTIONS = ("gauss", "laplace", "t5", "columns")
 
 def kind_of(name: str) -> gguf.GGMLQuantizationType:
     return gguf.GGMLQuantizationType[name]
-
-
-def decoded(name: str, stored: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(gguf.quants.dequantize(stored.numpy(), kind_of(name)))
-
-
-def weights(kind: str, rows: int = 24, columns: int = 512) -> torch.Tensor:
-    """The four distributions of quantization.md 4.4."""
-    generator = numpy.random.default_rng(7)
-    drawn = {"gauss": lambda: generator.standard_normal((rows, columns)),
-             "laplace": lambda: generator.laplace(size=(rows, columns)),
-             "t5": lambda: generator.standard_t(5, (rows, columns)),
-             "columns": lambda: generator.standard_normal((rows, columns)) * generator.lognormal(0, 0.5, columns)}[kind]()
-    return torch.from_numpy((drawn * 0.02).astype(numpy.float32))
-
-
-def error(name: str, stored: torch.Tensor, x: torch.Tensor, columns: torch.Tensor | float = 1.0) -> float:
-    """Relative L2 error, each column's squares times `columns`."""
-    away = (decoded(name, stored).double() - x).square() * columns
-    return (away.sum() / (x.double().square() * columns).sum()).sqrt().item()
 
 
 def reference(name: str, x: torch.Tensor) -> torch.Tensor:
@@ -122,7 +103,7 @@ def test_the_search_finds_nearly_the_best_of_all_ranges(name):
         assert error(name, PATHS[-1][name](x.float().view(2, -1), None, setting), x.view(2, -1)) < more * least
 
 
-# quantization.md 4.4, reference and imatrix results of ggml; 2 % for what so few weights lie off, 12288 of 1.3 million.
+# Reference and imatrix results of ggml d99724f2 on 1.3 million; 2 % for what so few weights lie off, 12288 of 1.3 million.
 GOALS = {"Q4_0": {"gauss": (0.08601, 0.08167), "laplace": (0.10675, 0.10327), "t5": (0.10762, 0.10416)},
          "Q5_0": {"gauss": (0.04275, 0.04047), "laplace": (0.05343, 0.05163), "t5": (0.05372, 0.05192)},
          "Q4_1": {"gauss": (0.07820, 0.06986), "laplace": (0.09170, 0.08264), "t5": (0.08989, 0.08087)},
