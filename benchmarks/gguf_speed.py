@@ -31,6 +31,9 @@ from wan22_master.quant.gguf.block_type import BlockType
 CPU = torch.device("cpu")
 COLUMNS, SIGMA = REAL["dim"], 0.03                 # no figure here depends on the size of the weights
 GGML = "ggml"
+# Bytes. glibc maps large blocks anew at every call until one of them was freed, up to 32 MB (mallopt(3), M_MMAP_THRESHOLD); a host
+# that has loaded a model has done so long before.
+SEEN = 31 * 2 ** 20
 # (type, setting, backend, threads) -> times ggml's speed: at least, and what is in reach.
 GOALS = {**{(name, "best", "numba", 2): (1.0, 2.0) for name in ("Q2_K", "Q3_K", "Q4_K", "Q5_K")},
          ("Q6_K", "best", "numba", 2): (1.3, 2.0), **{("Q8_0", "best", "numba", threads): (1.0, 1.0) for threads in (1, 2)},
@@ -144,6 +147,7 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", choices=("reference", "best", "max"), default=["reference", "best", "max"])
     asked = parser.parse_args()
     asked.library = ggml_library.named(asked.ggml)
+    torch.empty(SEEN, dtype=torch.uint8)           # freed at once
     weight = torch.randn(asked.rows, COLUMNS, generator=torch.Generator().manual_seed(0)).mul_(SIGMA)
     print(f"{asked.rows} x {COLUMNS}, {asked.rounds} rounds, {families.chosen(CPU)}, load {os.getloadavg()[0]:.1f}", flush=True)
     found = {(name, threads): measure(name, weight, threads, asked) for name in asked.only for threads in asked.threads}
