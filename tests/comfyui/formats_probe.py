@@ -10,6 +10,7 @@ from comfy_extras.nodes_model_merging import ModelSave
 from formats_cases import CASES, outputs, weights
 from in_process import (
     LAYOUTS,
+    Complaints,
     ModelSamplingSD3,
     Path,
     QuantizedTensor,
@@ -25,24 +26,6 @@ from in_process import (
 from nodes import KSamplerAdvanced, UNETLoader
 
 FOUND: dict = {}
-TOLD = ("left over", "not loaded", "unexpected", "missing")   # said at level INFO, too
-
-
-class Complaints(logging.Handler):
-    """Keeps every warning, Python's own included, and every line with a word of TOLD."""
-
-    def __init__(self):
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
-        if record.levelno >= logging.WARNING or any(word in text.lower() for word in TOLD):
-            self.lines.append(f"{record.levelname}: {text}")
-
-    def taken(self) -> list[str]:
-        lines, self.lines = self.lines, []
-        return lines
 
 
 def write_files() -> dict[str, Path]:

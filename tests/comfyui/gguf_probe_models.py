@@ -10,7 +10,7 @@ import math
 import types
 
 import in_process  # first of all: it finds ComfyUI
-from in_process import ModelSamplingSD3, Path, comfy, comfyui, folder, folder_paths, mm, torch
+from in_process import Complaints, ModelSamplingSD3, Path, comfy, comfyui, folder, folder_paths, mm, torch
 
 import nodes
 
@@ -21,24 +21,6 @@ TINY = {"dim": 256, "num_heads": 2, "ffn_dim": 512, "num_layers": 2, "freq_dim":
 KINDS = {"t2v": ("WAN21_T2V", {}), "i2v": ("WAN21_T2V", {"in_dim": 36}), "i2v 2.1": ("WAN21_I2V", {"in_dim": 36}),
          "5B": ("WAN22_T2V", {"in_dim": 48, "out_dim": 48}), "vace": ("WAN21_Vace", {"vace_layers": 1, "vace_in_dim": 96})}
 CHANNELS = {"5B": 48}                              # of a latent; all others 16
-TOLD = ("left over", "not loaded", "unexpected", "missing", "unsupported", "falling back")   # said at level INFO, too
-
-
-class Complaints(logging.Handler):
-    """Keeps every warning, Python's own included, and every line with a word of TOLD."""
-
-    def __init__(self):
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
-        if record.levelno >= logging.WARNING or any(word in text.lower() for word in TOLD):
-            self.lines.append(f"{record.levelname}: {text}")
-
-    def taken(self) -> list[str]:
-        lines, self.lines = self.lines, []
-        return lines
 
 
 def installed() -> Complaints:

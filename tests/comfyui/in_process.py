@@ -3,6 +3,7 @@
 Imported first by a probe, which is started as `python PROBE.py COMFYUI PACK FOLDER`.
 """
 import hashlib
+import logging
 import sys
 import types
 from pathlib import Path
@@ -48,6 +49,24 @@ LAYOUTS = {"float8_e4m3fn": "TensorCoreFP8E4M3Layout", "float8_e5m2": "TensorCor
            "nvfp4": "TensorCoreNVFP4Layout", "int8_tensorwise": "TensorWiseINT8Layout",
            "convrot_w4a4": "TensorCoreConvRotW4A4Layout", "asym_w4a8_int8": "AsymW4A8Int8Layout"}
 PREFIX, CPU = "diffusion_model.", torch.device("cpu")
+TOLD = ("left over", "not loaded", "unexpected", "missing", "unsupported", "falling back")   # said at level INFO, too
+
+
+class Complaints(logging.Handler):
+    """Keeps every warning, Python's own included, and every line with a word of TOLD."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.levelno >= logging.WARNING or any(word in text.lower() for word in TOLD):
+            self.lines.append(f"{record.levelname}: {text}")
+
+    def taken(self) -> list[str]:
+        lines, self.lines = self.lines, []
+        return lines
 
 
 def loaded(model):
