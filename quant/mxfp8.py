@@ -21,6 +21,7 @@ from types import MappingProxyType
 import torch
 
 from .fp8 import F8_E4M3_MAX
+from .fp8_backend import passes
 from .grid import BIAS, MANTISSA_BITS, round_stochastic
 from .swizzle import padded_shape, swizzle, unswizzle
 from .words import NOT_FINITE, entry
@@ -75,6 +76,18 @@ def quantize(band: torch.Tensor, stats: None = None, scratch: torch.Tensor | Non
     if any(missing):
         band, scratch = torch.nn.functional.pad(band, missing), None
         noise = noise if noise is None else torch.nn.functional.pad(noise, missing)
+    if run := passes(band, noise):
+        codes, exponents, highest = run.encode_blocks(band, ROUND_UP)
+        if highest >= INFINITY:
+            raise ValueError(NOT_FINITE)
+    else:
+        codes, exponents = _encode_blocks(band, scratch, noise)
+    return {"": codes, "_scale": swizzle(exponents).view(SCALE)}
+
+
+def _encode_blocks(band: torch.Tensor, scratch: torch.Tensor | None,
+                   noise: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes, and exponents (rows, blocks of a row) uint8, of a padded band; the arguments as in `quantize`."""
     codes = torch.empty_like(band, dtype=STORED)
     exponents = torch.empty(len(band), band.shape[1] // BLOCK, dtype=torch.uint8, device=band.device)
     round_up, step = ROUND_UP.to(band.device), max(1, TILE // band.shape[1])
@@ -90,7 +103,7 @@ def quantize(band: torch.Tensor, stats: None = None, scratch: torch.Tensor | Non
             round_stochastic(tile.clamp_(-F8_E4M3_MAX, F8_E4M3_MAX), noise[rows], 3, -6)   # E4M3, OCP OFP8, table 1
         codes[rows] = tile.view(band[rows].shape)
         exponents[rows] = exponent.view(exponents[rows].shape)
-    return {"": codes, "_scale": swizzle(exponents).view(SCALE)}
+    return codes, exponents
 
 
 def _exponent(amax: torch.Tensor, round_up: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ from ..precision import is_block_linear
 from ..specs import TensorSpec
 from .output import Band, Output, sampled_rows
 from .room import Room
+from .sample import rows_of
 from .survival import Space
 
 
@@ -43,7 +44,8 @@ class Notes:
     after: dict[Rows, float] = field(default_factory=dict)                     # sum |W'|
     energies: dict[Rows, object] = field(default_factory=dict)
     stats: dict[tuple[Callable, Rows], object] = field(default_factory=dict)   # by what measures: formats share an amax
-    bases: dict[Rows, torch.Tensor] = field(default_factory=dict)              # sampled rows before the merge
+    sampled: list[int] = field(default_factory=list)                           # numbers of the sampled rows
+    bases: dict[Rows, torch.Tensor] = field(default_factory=dict)              # those rows before the merge
 
 
 class Line:
@@ -59,7 +61,7 @@ class Line:
         change = step.change if step.change is not None and step.change.needs_whole else None
         measured = [out for out in step.outputs if out.form(step.key).measure]
         self.room.take(step.spec, whole=bool(change or measured))
-        bands, notes = split(step.spec.shape), Notes()
+        bands, notes = split(step.spec.shape), Notes(sampled=rows_of(step.key, step.spec.shape[0]) if step.spec.shape else [])
         if self.room.whole is None:
             self._encode(step, bands, notes, lambda rows: self._through(step, rows, notes))
         else:
@@ -94,7 +96,7 @@ class Line:
             if not math.isfinite(square) and not torch.isfinite(flat).all():
                 raise ValueError("the base holds NaN or inf; get the file again, or choose another base")
             if step.space is not None:
-                notes.bases[rows] = band[sampled_rows(step.key, step.spec, rows)]
+                notes.bases[rows] = band[sampled_rows(notes.sampled, rows)]
 
     def _merge(self, step: Step, rows: Rows, notes: Notes) -> None:
         if step.change is not None:
@@ -123,7 +125,7 @@ class Line:
             with self._at(step, "merge"):
                 prepare(rows)
             band = Band(step.key, rows, self.room.band(step.spec, rows), self.room.scratch(step.spec, rows),
-                        sampled_rows(step.key, step.spec, rows), notes.bases.get(rows), step.space)
+                        sampled_rows(notes.sampled, rows), len(notes.sampled), notes.bases.get(rows), step.space)
             return [out.encode(band, stat) for out, stat in zip(step.outputs, stats, strict=True)]
 
         for results in self.workers.each(encode, bands):

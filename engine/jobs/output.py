@@ -8,15 +8,14 @@ from dataclasses import dataclass
 
 import torch
 
-from ...quant.formats import BLOCK_TYPES, QUANTIZED
 from ...quant.noise import uniform
 from ..bands import Rows
 from ..errors import MergeError, at
-from ..specs import TensorSpec
 from .experts import ExpertPlan
 from .file_plan import OutputPlan
-from .sample import Sample, compare, rows_of
-from .survival import Space, Survival, same_codes, survey
+from .gathered import Gathered, Piece, tell
+from .sample import Sample
+from .survival import Space, Survival
 from .writer import PartWriter
 
 SMALLEST_HALF = 2.0 ** -14                         # of float16's normal numbers
@@ -32,8 +31,6 @@ class Encoded:
     """One band, written; its bytes by suffix wait for the hash."""
 
     content: dict[str, memoryview]
-    sample: Sample
-    survival: Survival
     subnormal: int = 0                             # values that lost bits below float16's normal range
 
 
@@ -47,13 +44,14 @@ class Band:
     merged: torch.Tensor
     spare: torch.Tensor
     sampled: list[int]                             # row numbers within the band
+    wanted: int                                    # how many sampled rows the tensor has
     base: torch.Tensor | None = None
     space: Space | None = None
 
 
-def sampled_rows(key: str, spec: TensorSpec, rows: Rows) -> list[int]:
-    """The seeded rows of a tensor that lie in a band, counted within it; none of a scalar."""
-    return [row - rows[0] for row in rows_of(key, spec.shape[0]) if rows[0] <= row < rows[1]] if spec.shape else []
+def sampled_rows(numbers: list[int], rows: Rows) -> list[int]:
+    """The seeded rows of a tensor that lie in a band, counted within it."""
+    return [number - rows[0] for number in numbers if rows[0] <= number < rows[1]]
 
 
 def noise_of(key: str, rows: Rows, band: torch.Tensor) -> torch.Tensor:
@@ -93,6 +91,7 @@ class Output:
         self.path, self.source = out.target.path, expert.source.name
         self.later: dict[str, list[memoryview]] = {}
         self.carried: set[str] = set()             # keys that this run wrote
+        self.gathered = Gathered()
         self.sample, self.survival, self.subnormal = Sample(), NOTHING, 0
         self.failure: BaseException | None = None
 
@@ -120,25 +119,19 @@ class Output:
         parts = quantize(form, band, stats, noisy=key in self.plan.noisy, importance=self.plan.importance.get(key))
         first = band.rows[0] if band.merged.dim() else 0
         content = {suffix: self.writer.write(key + suffix, first, tensor) for suffix, tensor in parts.items()}
-        if not band.sampled:
-            return Encoded(content, Sample(), NOTHING, subnormals(parts[""], band.merged))
-        decoded = form.dequantize(parts | form.constants(stats), band.sampled)[..., :self.specs[key].shape[-1]]
-        merged = band.merged[band.sampled]
-        sample = compare(merged, decoded, [band.rows[0] + row for row in band.sampled])
-        survival = self._survive(band, stats, parts, merged, decoded)
-        return Encoded(content, sample, survival, subnormals(parts[""], band.merged))
+        if band.sampled:
+            self._gather(band, stats, parts)
+        return Encoded(content, subnormals(parts[""], band.merged))
 
-    def _survive(self, band: Band, stats, parts: dict[str, torch.Tensor], merged: torch.Tensor, decoded: torch.Tensor) -> Survival:
-        """What the sampled rows keep of the delta. Codes are compared to those of the base under the same statistics."""
-        form = self.form(band.key)
-        if band.base is None or not (form.NAME in QUANTIZED or form.NAME in BLOCK_TYPES):
-            return NOTHING
-        if form.NAME in BLOCK_TYPES:               # a block has scales of its own, so that equal codes mean nothing
-            return survey(band.base, merged, decoded, band.space)
-        importance = on(self.plan.importance.get(band.key), band.base)
-        bases = form.quantize(band.base, stats, importance=importance)[""][:len(band.base)]
-        codes, same = same_codes(parts[""][band.sampled], bases, band.base.shape[1])
-        return survey(band.base, merged, decoded, band.space) + Survival(codes=codes, same=same)
+    def _gather(self, band: Band, stats, parts: dict[str, torch.Tensor]) -> None:
+        """Keep the sampled rows; the band that brings the tensor's last ones tells what became of all."""
+        key, form = band.key, self.form(band.key)
+        decoded = form.dequantize(parts | form.constants(stats), band.sampled)[..., :self.specs[key].shape[-1]]
+        numbers = [band.rows[0] + row for row in band.sampled]
+        piece = Piece(numbers, band.base, band.merged[band.sampled], decoded, parts[""][band.sampled])
+        rows = self.gathered.add(piece, band.wanted)
+        if rows is not None:
+            self.sample, self.survival = tell(rows, form, stats, on(self.plan.importance.get(key), rows.merged), band.space)
 
     def take(self, encoded: Encoded | None) -> None:
         """Next band of the tensor, in order: its first part goes into the hash at once, the others when that one is through."""
@@ -148,8 +141,6 @@ class Output:
         self._hash([encoded.content[first]])
         for suffix in others:
             self.later.setdefault(suffix, []).append(encoded.content[suffix])
-        self.sample += encoded.sample
-        self.survival += encoded.survival
         self.subnormal += encoded.subnormal
 
     def _hash(self, contents: list[memoryview]) -> None:

@@ -1,14 +1,10 @@
-"""One output file while it is written: planned offsets, `.part`, a running hash, and a record of what is safely on disk.
+"""One output file while it is written: planned offsets, `.part`, and its final name.
 
-Bands are written by the threads that made them, the hash follows in file order on the main thread. Every 256 MB one background
-thread syncs the data and only then enters the finished keys into the job file: no wait, and no STOP, is longer than one such
-stretch.
+Bands are written by the threads that made them; hash and record follow behind (record.py).
 """
-import hashlib
 import os
 import zlib
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
@@ -16,6 +12,7 @@ from ..system import next_free, open_write, replace, sync_folder
 from .job import Job
 from .layout import Layout
 from .prefix import PIECE, whole_prefix
+from .record import Record
 
 STRETCH = 256 * 1024 * 1024                        # bytes between two syncs
 
@@ -31,9 +28,7 @@ class PartWriter:
     def __init__(self, layout: Layout, job: Job, tick: Callable[[], object] = bool):
         """tick is called for every piece that resuming reads back, and may raise to stop."""
         self.layout, self.job, self.tick = layout, job, tick
-        self.syncing: Future | None = None
-        self.waiting, self.unsynced, self.closed = [], 0, False
-        self.body = hashlib.sha256()
+        self.closed = False
         if not os.path.exists(job.path):
             job.save()                             # before the part: a part without a record is taken for somebody else's
         self.file = open_write(job.part, resume=os.path.exists(job.part))
@@ -42,7 +37,7 @@ class PartWriter:
         except BaseException:
             self.file.close()                      # it is somebody else's now: it stays as it is
             raise
-        self.background = ThreadPoolExecutor(1, "wan22-sync")
+        self.record = Record(self.file, job, STRETCH)
         try:
             self._begin()
         except BaseException:
@@ -53,7 +48,7 @@ class PartWriter:
 
     def _begin(self) -> None:
         if self.job.finished:
-            self.job.finished, self.body = whole_prefix(self.file, self.layout, self.job.finished, self.tick)
+            self.job.finished, self.record.body = whole_prefix(self.file, self.layout, self.job.finished, self.tick)
         if not self.job.finished:
             self.file.clear()
         self.file.preallocate(self.layout.size)    # on a resume too: a system that reserves nothing left the part short
@@ -78,11 +73,8 @@ class PartWriter:
         return content
 
     def hash(self, content: memoryview) -> None:
-        """Take the next bytes of the body into the hash; main thread, in file order."""
-        self.body.update(content)
-        self.unsynced += len(content)
-        if self.unsynced >= STRETCH:
-            self.enter()
+        """Take the next bytes of the body into the hash; main thread, in file order. Raises what went wrong with those before."""
+        self.record.take(content)
 
     def finish_key(self, key: str, last: str, sides: dict[str, torch.Tensor], report: dict) -> None:
         """All bands of `key` are written and hashed. last: the body's last tensor of it; sides: its tensors without rows."""
@@ -90,28 +82,14 @@ class PartWriter:
         for name, tensor in sides.items():
             checksum = zlib.crc32(self.write(name, 0, tensor), checksum)
         gap = bytes(self.layout.gap(last))
-        if gap:
-            self.file.write_at(self.layout.end(last) - len(gap), gap)
-            self.body.update(gap)
-        self.waiting.append({"key": key, "end": self.layout.end(last), "prefix": self.body.copy().hexdigest(), "sides": list(sides),
-                             "crc": checksum, "report": report})
+        self.file.write_at(self.layout.end(last) - len(gap), gap)
+        row = {"key": key, "end": self.layout.end(last), "sides": list(sides), "crc": checksum, "report": report}
+        self.record.finish(row, gap)
         self.done[key] = report
 
     def enter(self) -> None:
-        """Hand the finished keys to the background: sync, then record. Waits for the stretch before: at most two are dirty."""
-        self._settle()
-        rows, self.waiting, self.unsynced = self.waiting, [], 0
-        self.syncing = self.background.submit(self._sync_and_record, rows)
-
-    def _sync_and_record(self, rows: list[dict]) -> None:
-        self.file.sync()
-        self.job.finished = self.job.finished + rows
-        self.job.save()
-
-    def _settle(self) -> None:
-        if self.syncing is not None:
-            waited, self.syncing = self.syncing, None
-            waited.result()
+        """Have the finished keys synced and recorded; does not wait for it."""
+        self.record.enter()
 
     def close(self) -> None:
         """Let go of the file. Unless it was placed, what is finished is synced and recorded first, for resuming."""
@@ -119,27 +97,27 @@ class PartWriter:
             return
         self.closed = True
         try:
-            self.enter()
-            self._settle()
+            self.record.catch_up()
         finally:
-            self.background.shutdown(wait=True)
-            self.file.close()
+            self._end()
 
     def abandon(self) -> None:
         """Let go of a part into which nothing was written yet, and remove it; one that holds finished keys stays."""
         self.closed = True
-        self.background.shutdown(wait=True)
-        self.file.close()
+        self._end()
         if not self.job.finished:
             self.job.discard()
+
+    def _end(self) -> None:
+        self.record.close()
+        self.file.close()
 
     def complete(self) -> str:
         """Write and hash the tail, put the hash into the header, sync. Returns the SHA-256 of all data after the header."""
         for name, content in self.layout.constants.items():
             self.file.write_at(self.layout.tensors[name][1], content)
-        self.enter()
-        self._settle()
-        running, at = self.body.copy(), self.layout.tail
+        self.record.catch_up()
+        running, at = self.record.body.copy(), self.layout.tail
         while at < self.layout.size:
             piece = self.file.read_at(at, min(PIECE, self.layout.size - at))
             running.update(piece)

@@ -4,11 +4,21 @@ import torch
 from comfy_kitchen.backends import eager
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wan22_master.quant import fp8
+from wan22_master.quant import fp8, fp8_backend
 from wan22_master.quant.fp8 import E4M3, E5M2, SMALLEST_NORMAL
 
 SHAPES = [(128, 64), (1, 1), (5, 3), (257, 130), (1024, 640)]
 both = pytest.mark.parametrize("form", [E4M3, E5M2], ids=lambda form: form.NAME)
+
+
+@pytest.fixture(params=["torch", "numba"])
+def backend(request, monkeypatch):
+    """Runs a test with torch's rounding and, where it is installed, numba's."""
+    if request.param == "numba":
+        pytest.importorskip("numba", reason="the compiled passes need the optional package numba")
+        assert fp8_backend.compiled() is not None
+    else:
+        monkeypatch.setattr(fp8_backend, "compiled", lambda: None)
 
 
 def of(kind: str, shape: tuple[int, int]) -> torch.Tensor:
@@ -38,7 +48,7 @@ def same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
 @both
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kind", ["gaussian", "heavy", "tiny", "large", "bfloat16"])
-def test_codes_and_scale_equal_comfy_kitchens(form, kind, shape):
+def test_codes_and_scale_equal_comfy_kitchens(backend, form, kind, shape):
     weight = of(kind, shape)
     codes, scale = kitchens(weight, form)
     ours = stored(weight, form)
@@ -60,8 +70,31 @@ def test_any_finite_row_equals_comfy_kitchens_or_is_tiny(values, form):
         assert torch.equal(ours["_scale"], scale) and same_bytes(ours[""], codes)
 
 
+@pytest.mark.parametrize("stored", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_compiled_codes_are_those_of_torchs_cast_at_every_exponent_tie_and_neighbour(stored):
+    compiled = pytest.importorskip("wan22_master.quant.fp8_compiled", reason="needs the optional package numba")
+    drop = {torch.float8_e4m3fn: 20, torch.float8_e5m2: 21}[stored]          # OCP OFP8, table 1: 3 and 2 mantissa bits of 23
+    kept = torch.arange(1 << 31 - drop, dtype=torch.int64) << drop           # every exponent and every mantissa that is kept, ...
+    tie = 1 << drop - 1
+    near = torch.tensor([0, 1, tie - 1, tie, tie + 1, (1 << drop) - 1])      # ... and what decides its rounding
+    bits = (kept[:, None] | near).view(-1)
+    bits = bits[bits <= 0x7F800000].int()                                    # up to inf, subnormals too
+    values = torch.cat([bits.view(torch.float32), -bits.view(torch.float32)])
+    assert same_bytes(compiled.encode(values, 1.0, stored), values.to(stored))
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(1, 40), st.integers(1, 70), st.floats(width=32, min_value=2.0**-120, max_value=2.0**120),
+       st.sampled_from([torch.float8_e4m3fn, torch.float8_e5m2]), st.booleans())
+def test_compiled_codes_of_any_shape_and_factor_are_torchs(rows, columns, factor, stored, apart):
+    compiled = pytest.importorskip("wan22_master.quant.fp8_compiled", reason="needs the optional package numba")
+    band = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows * columns)) * (300 / factor)
+    band = torch.stack([band, band], 2)[..., 0] if apart else band           # also one whose weights do not lie side by side
+    assert same_bytes(compiled.encode(band, factor, stored), (band * factor).to(stored))
+
+
 @both
-def test_the_largest_weight_gets_the_largest_code_whatever_the_rounding_of_the_scale(form):
+def test_the_largest_weight_gets_the_largest_code_whatever_the_rounding_of_the_scale(backend, form):
     generator = torch.Generator().manual_seed(0)
     for amax in torch.rand(2000, generator=generator).add(0.5).tolist():
         for noise in (None, torch.tensor([[1 - 2.0**-24, 0.0]])):                # what rounds most upwards, and downwards
@@ -70,7 +103,7 @@ def test_the_largest_weight_gets_the_largest_code_whatever_the_rounding_of_the_s
 
 
 @both
-def test_bands_of_a_tensor_make_the_codes_of_the_whole(form):
+def test_bands_of_a_tensor_make_the_codes_of_the_whole(backend, form):
     weight = of("gaussian", (300, 48))
     bands = [weight[start:start + 128] for start in (0, 128, 256)]
     amax = form.combine([form.measure(band) for band in bands])
@@ -79,7 +112,7 @@ def test_bands_of_a_tensor_make_the_codes_of_the_whole(form):
 
 
 @both
-def test_zeros_get_scale_one_and_zero_codes(form):
+def test_zeros_get_scale_one_and_zero_codes(backend, form):
     for noise in (None, torch.full((4, 4), 1 - 2.0**-24)):
         ours = stored(torch.zeros(4, 4), form, noise=noise)
         assert ours["_scale"].item() == 1.0
@@ -87,7 +120,7 @@ def test_zeros_get_scale_one_and_zero_codes(form):
 
 
 @both
-def test_subnormal_amax_stays_finite_and_close(form):
+def test_subnormal_amax_stays_finite_and_close(backend, form):
     weight = torch.tensor([[1e-38, -5e-39, 0.0]])
     back = form.dequantize(stored(weight, form))
     assert torch.allclose(back, weight, rtol=2.0 ** -(form.MANTISSA + 1), atol=0)   # half a step of the mantissa
@@ -105,7 +138,7 @@ def test_nan_and_inf_are_refused(bad, form):
 
 
 @both
-def test_scratch_is_used_and_the_weight_is_not_changed(form):
+def test_scratch_is_used_and_the_weight_is_not_changed(backend, form):
     weight, noise = of("gaussian", (8, 8)), torch.rand(8, 8)
     before, drawn = weight.clone(), noise.clone()
     for options in ({}, {"noise": noise}):
@@ -115,7 +148,7 @@ def test_scratch_is_used_and_the_weight_is_not_changed(form):
 
 
 @both
-def test_planned_outputs_are_what_quantize_returns(form):
+def test_planned_outputs_are_what_quantize_returns(backend, form):
     for shape in SHAPES:
         ours = stored(torch.ones(shape), form)
         assert {suffix: (tuple(t.shape), t.dtype) for suffix, t in ours.items()} == form.outputs(shape)

@@ -6,9 +6,19 @@ from comfy_kitchen.float_utils import from_blocked
 from comfy_kitchen.tensor import TensorCoreMXFP8Layout
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wan22_master.quant import mxfp8
+from wan22_master.quant import fp8_backend, mxfp8
 
 SHAPES = [(128, 64), (1, 1), (5, 3), (32, 32), (160, 96), (257, 130), (384, 2560)]
+
+
+@pytest.fixture(params=["torch", "numba"])
+def backend(request, monkeypatch):
+    """Runs a test with torch's rounding and, where it is installed, numba's."""
+    if request.param == "numba":
+        pytest.importorskip("numba", reason="the compiled passes need the optional package numba")
+        assert fp8_backend.compiled() is not None
+    else:
+        monkeypatch.setattr(fp8_backend, "compiled", lambda: None)
 
 
 def of(kind: str, shape: tuple[int, int]) -> torch.Tensor:
@@ -32,7 +42,7 @@ def exponents(ours: dict[str, torch.Tensor]) -> torch.Tensor:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kind", ["gaussian", "heavy", "tiny", "large", "wide", "bfloat16"])
-def test_bytes_equal_comfy_kitchens(kind, shape):
+def test_bytes_equal_comfy_kitchens(backend, kind, shape):
     weight = of(kind, shape)
     codes, params = TensorCoreMXFP8Layout.quantize(weight)
     ours = mxfp8.quantize(weight)
@@ -42,7 +52,7 @@ def test_bytes_equal_comfy_kitchens(kind, shape):
     assert torch.equal(mxfp8.dequantize(ours, [shape[0] - 1, 0]), back[[shape[0] - 1, 0]])
 
 
-def test_every_exponent_is_comfy_kitchens_at_every_place_where_it_may_turn():
+def test_every_exponent_is_comfy_kitchens_at_every_place_where_it_may_turn(backend):
     turn = 0x600000                                          # the fraction .75, where amax / 448 is a power of two
     near = torch.cat([torch.arange(64), torch.arange(turn - 64, turn + 192), torch.arange((1 << 23) - 64, 1 << 23)])
     fields = torch.arange(9, 255)[:, None]                   # from 2**-118, above what comfy-kitchen cannot divide by
@@ -65,7 +75,23 @@ def test_any_finite_row_equals_comfy_kitchens_or_is_tiny(values):
         assert same_bytes(ours, codes, params.scale)
 
 
-def test_blocks_too_small_for_comfy_kitchen_stay_finite_and_close():
+@settings(deadline=None, max_examples=100)
+@given(st.integers(1, 140), st.integers(1, 9), st.integers(-140, 120), st.booleans())
+def test_compiled_bytes_of_any_shape_and_size_are_torchs(rows, blocks, power, apart):
+    pytest.importorskip("numba", reason="the compiled passes need the optional package numba")
+    draw = torch.Generator().manual_seed(rows * blocks)
+    band = torch.randn(rows, 32 * blocks, generator=draw) * 2.0 ** torch.randint(-8, 8, (rows, 32 * blocks), generator=draw)
+    band = (band.double() * 2.0**power).float().clamp_(-2.0**127, 2.0**127)  # subnormals and zeros among them
+    band = torch.stack([band, band], 2)[..., 0] if apart else band           # also one whose weights do not lie side by side
+    run, ours = fp8_backend.passes(band, None), mxfp8.quantize(band)
+    assert run is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fp8_backend, "compiled", lambda: None)
+        theirs = mxfp8.quantize(band.contiguous())
+    assert same_bytes(ours, theirs[""], theirs["_scale"])
+
+
+def test_blocks_too_small_for_comfy_kitchen_stay_finite_and_close(backend):
     weight = torch.zeros(1, 64)
     weight[0, :3] = torch.tensor([2e-36, -1e-36, 0.0])       # at most 448 * 2**-127 = 2.6e-36
     weight[0, 32] = 1e-45
@@ -77,7 +103,7 @@ def test_blocks_too_small_for_comfy_kitchen_stay_finite_and_close():
     assert torch.allclose(back, weight, rtol=2.0**-4, atol=2.0**-136)
 
 
-def test_zero_blocks_are_zero_bytes_also_of_negative_zeros():
+def test_zero_blocks_are_zero_bytes_also_of_negative_zeros(backend):
     weight = of("gaussian", (64, 96))
     weight[:, 32:64] = -0.0
     weight[3] = 0.0
@@ -89,7 +115,7 @@ def test_zero_blocks_are_zero_bytes_also_of_negative_zeros():
     assert not mxfp8.quantize(weight, noise=noise)[""].view(torch.uint8)[:, 32:64].any()
 
 
-def test_bands_and_tiles_of_a_tensor_make_the_bytes_of_the_whole(monkeypatch):
+def test_bands_and_tiles_of_a_tensor_make_the_bytes_of_the_whole(backend, monkeypatch):
     weight = of("gaussian", (300, 70))
     weight[130, :32] = 0.0
     codes, params = TensorCoreMXFP8Layout.quantize(weight)
@@ -101,7 +127,7 @@ def test_bands_and_tiles_of_a_tensor_make_the_bytes_of_the_whole(monkeypatch):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("shape", [(33, 64), (33, 63)], ids=str)
-def test_nan_and_inf_are_refused(bad, shape):
+def test_nan_and_inf_are_refused(backend, bad, shape):
     weight = torch.ones(shape)
     weight[32, 62] = bad
     with pytest.raises(ValueError, match="NaN or inf"):
@@ -109,7 +135,7 @@ def test_nan_and_inf_are_refused(bad, shape):
 
 
 @pytest.mark.parametrize("shape", [(8, 64), (9, 50)], ids=str)
-def test_scratch_is_used_and_the_weight_is_not_changed(shape):
+def test_scratch_is_used_and_the_weight_is_not_changed(backend, shape):
     weight, noise = of("gaussian", shape), torch.rand(shape)
     before, drawn = weight.clone(), noise.clone()
     for options in ({}, {"noise": noise}):
@@ -118,7 +144,7 @@ def test_scratch_is_used_and_the_weight_is_not_changed(shape):
         assert torch.equal(weight, before) and torch.equal(noise, drawn)
 
 
-def test_planned_outputs_are_what_quantize_returns():
+def test_planned_outputs_are_what_quantize_returns(backend):
     for shape in SHAPES:
         ours = mxfp8.quantize(torch.ones(shape))
         assert {suffix: (tuple(t.shape), t.dtype) for suffix, t in ours.items()} == mxfp8.outputs(shape)

@@ -117,11 +117,11 @@ def test_a_part_that_was_damaged_is_trusted_only_up_to_the_damage(tmp_path, dama
 
 def test_nothing_is_entered_before_its_stretch_is_synced(tmp_path, monkeypatch):
     order = []
+    monkeypatch.setattr(writer, "STRETCH", 40)
     out = writer.PartWriter(plan(), job(tmp_path))
     sync, save = out.file.sync, out.job.save
     monkeypatch.setattr(out.file, "sync", lambda: (order.append("sync"), sync()))
     monkeypatch.setattr(out.job, "save", lambda: (order.append(len(out.job.finished)), save()))
-    monkeypatch.setattr(writer, "STRETCH", 40)
     write(out)
     out.close()
     assert order[0] == "sync" and [each for each in order if each != "sync"] == sorted(set(order) - {"sync"})
