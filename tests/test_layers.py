@@ -50,7 +50,8 @@ def test_imports_point_downwards(path):
 
 
 # Rooms of the engine from the ground up: a room may know itself, those before it and the modules outside all rooms.
-ROOMS = ["bases", "loras", "merging", "recipes", "checkpoints", "plans", "inspection", "jobs", "analysis", "loratools"]
+ROOMS = ["bases", "loras", "merging", "recipes", "checkpoints", "plans", "inspection", "calibration", "jobs", "analysis",
+         "loratools"]
 
 
 def rooms_known(path: Path) -> set[str]:
