@@ -16,6 +16,7 @@ from .input_scales import INPUT_AMAX, MARGIN, InputScales, given
 
 LOGGED = INPUT_AMAX["nvfp4"]                       # what the log divides by, whatever the layer's format
 LARGEST = 20_000_000                               # bytes; the summary of a 14B expert has 212 thousand
+LONGEST_NAME = 200                                 # of a layer; a real one has 30 letters
 NAME = "the summary"
 
 
@@ -41,14 +42,10 @@ def from_summary(found: Mapping, layers: Collection[str], *, percentile: float |
     """
     if isinstance(multiplier, bool) or not 0.0 < multiplier < math.inf:
         raise RecipeError(f"input scales: multiplier: expected a finite number above 0, found {multiplier}; {MARGIN:g} is usual")
-    rows = found.get("layers")
-    if not isinstance(rows, list) or not rows:
-        raise RecipeError(f"{NAME}: layers: expected a list of rows, found {str(rows)[:80]}; choose a scales summary")
-    column = "max" if percentile is None else f"p{percentile:.10g}".replace(".", "_")
+    column = "max" if percentile is None else column_of(percentile)
     amax: dict[str, float] = {}
     idle, coarse = [], 0
-    for number, row in enumerate(rows):
-        layer = _layer(row, number, amax)
+    for layer, row in rows_of(found).items():
         value, is_coarse = _value(row, f"{NAME}: {layer}", column, found.get("percentiles"))
         amax[layer] = value * multiplier
         coarse += is_coarse
@@ -61,9 +58,24 @@ def from_summary(found: Mapping, layers: Collection[str], *, percentile: float |
     return given({layer: value for layer, value in amax.items() if value}, layers, source, share=share, notices=notices)
 
 
+def column_of(percentile: float) -> str:
+    """End of the columns of a percentile, as p99_9: what a summary is written and read by."""
+    return f"p{percentile:.10g}".replace(".", "_")
+
+
+def rows_of(found: Mapping) -> dict[str, dict]:
+    """Layer -> its row. Raises RecipeError for another schema, a row without a layer, and a layer twice."""
+    rows, named = found.get("layers"), {}
+    if not isinstance(rows, list) or not rows:
+        raise RecipeError(f"{NAME}: layers: expected a list of rows, found {str(rows)[:80]}; choose a scales summary")
+    for number, row in enumerate(rows):
+        named[_layer(row, number, named)] = row
+    return named
+
+
 def _layer(row: object, number: int, before: Collection[str]) -> str:
     name = row.get("layer") if isinstance(row, dict) else None
-    if not isinstance(name, str):
+    if not isinstance(name, str) or len(name) > LONGEST_NAME:
         raise RecipeError(f"{NAME}: layers[{number}]: expected a row with its layer, found {str(row)[:60]}; choose another file")
     if name in before:
         raise RecipeError(f"{NAME}: {name}: expected one row, found two; make the summary anew, from one log")

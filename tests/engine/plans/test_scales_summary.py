@@ -71,6 +71,7 @@ def test_a_layer_that_only_saw_zeros_gets_no_scale_and_is_counted():
 @pytest.mark.parametrize(("found", "said"), [
     ({}, "expected a list of rows"), (summary(), "expected a list of rows"), (summary({"count": 1}), r"layers\[0\]"),
     (summary(7), r"layers\[0\]"), (summary(row("blocks.2.ffn.0", 8.0), row("blocks.2.ffn.0", 8.0)), "expected one row, found two"),
+    (summary(row("x" * 201, 8.0)), r"layers\[0\]"),
     (summary(row("transformer_blocks.2.ffn.0", 8.0)), "expected layers of this model"),
 ])
 def test_another_schema_is_refused(found, said):
