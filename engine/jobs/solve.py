@@ -1,12 +1,16 @@
-"""A precision plan that rests on a measurement: a size budget solved, layers raised in which the LoRAs would drown.
+"""A precision plan that rests on a measurement: a size budget solved, layers raised in which the LoRAs would drown, layers spared
+whose inputs cannot be rounded.
 
-plans/build.py makes what headers can tell; trial.py tries formats on rows of the merge; budget.py and promote.py decide, here, for
-each expert of a job. Presets, maps and lists alone need no measurement, and none is made for them.
+plans/build.py makes what headers can tell; trial.py tries formats on rows of the merge, and with a calibration on what the model
+really multiplies them with; budget.py, promote.py and layer_cost.py decide, here, for each expert of a job. Presets, maps and lists
+alone need no measurement, and none is made for them.
 """
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..calibration.layer_inputs import Inputs
+from ..errors import PlanError
 from ..plans import cards, promote
 from ..plans.build import build, finish
 from ..plans.moves import TO_SOLVE
@@ -16,8 +20,9 @@ from ..precision import GGUF, KINDS
 from ..progress import Clock, Progress, silent
 from .carry import Ride
 from .experts import ExpertPlan
+from .layer_cost import error_of, spare
 from .plan import Plan
-from .solve_budget import byte_counts, candidates, error_of, predicted, solve_budget
+from .solve_budget import byte_counts, candidates, predicted, solve_budget
 from .trial import Trial, Wanted, measure, readings
 
 LINEARS = ("q", "k", "v", "o", "k_img", "v_img", "0", "2")   # of each kind, as comfy/ldm/wan/model.py makes them
@@ -39,12 +44,15 @@ class Solved:
     trials: dict[str, dict[str, Trial]]
 
 
-def solve(plan: Plan, request: PlanRequest, *, reports: Path, should_stop: Callable[[], bool] = bool,
-          on_progress: Callable[[Progress], None] = silent) -> Solved:
+def solve(plan: Plan, request: PlanRequest, *, reports: Path, calibration: Mapping[str, Inputs] | None = None,
+          should_stop: Callable[[], bool] = bool, on_progress: Callable[[Progress], None] = silent) -> Solved:
     """The precision plan of a request for the experts of `plan`; formats with a choice of search are tried in their default one.
 
-    Raises RecipeError, SourceError, HeaderError for what the request names; PlanError for a budget that cannot be met; Stopped.
+    calibration: inputs by role: then errors are those of outputs; None changes nothing. Raises RecipeError, SourceError and
+    HeaderError for what the request names; PlanError for a budget that cannot be met, or a missing calibration; Stopped.
     """
+    inputs = {role: replace(each, card=_card(request)) for role, each in (calibration or {}).items()}
+    _check_calibration(request, inputs)
     made = build({expert.role: expert.specs for expert in plan.experts}, request)
     experts, trials, notices = {}, {}, list(made.notices)
     asked = {expert.role: _candidates(expert, made.experts[expert.role], request) for expert in plan.experts}
@@ -53,11 +61,37 @@ def solve(plan: Plan, request: PlanRequest, *, reports: Path, should_stop: Calla
     for expert in plan.experts:
         choices, wanted = made.experts[expert.role], asked[expert.role]
         if wanted:
-            trials[expert.role] = measure(expert, Wanted(wanted), ride)
+            trials[expert.role] = measure(expert, Wanted(wanted, inputs=inputs.get(expert.role)), ride)
             choices, told = _decide(expert, choices, trials[expert.role], (made, request))
             notices += [f"{expert.role}: {each}" for each in told]
         experts[expert.role] = choices
+        if inputs:
+            notices.append(f"{expert.role}: {_seen(inputs.get(expert.role), trials.get(expert.role))}")
     return Solved(replace(made, experts=experts, notices=tuple(dict.fromkeys(notices))), trials)
+
+
+def _card(request: PlanRequest) -> str | None:
+    """On which card inputs are rounded: a budget's; else each format's own, as the plan may be for another machine."""
+    return request.card if request.budget_gb and request.container != GGUF else None
+
+
+def _check_calibration(request: PlanRequest, inputs: Mapping[str, Inputs]) -> None:
+    """Raise PlanError where the request needs a calibration and none is given."""
+    if request.full_precision_above is not None and request.container != GGUF and not inputs:
+        raise PlanError("precision plan: full precision where inputs cannot be rounded: expected a calibration, found none; "
+                        "connect one, or switch it off")
+
+
+def _seen(inputs: Inputs | None, trials: dict[str, Trial] | None) -> str:
+    """A notice of what a calibration did for an expert."""
+    if inputs is None:
+        return "the calibration has no run of this expert: its layers count by their weights"
+    named = f"calibration {inputs.session} of {inputs.prompts} prompts"
+    if trials is None:
+        return f"{named}: changes nothing here, as nothing has to be measured for this plan"
+    seen = sum(trial.outputs is not None for trial in trials.values())
+    said = f"{named}: {seen} layers by the error of their output"
+    return f"{said}, {len(trials) - seen} that it did not see by that of their weights" if seen < len(trials) else said
 
 
 def _candidates(expert: ExpertPlan, choices: dict[str, Choice], request: PlanRequest) -> tuple[str, ...]:
@@ -66,7 +100,7 @@ def _candidates(expert: ExpertPlan, choices: dict[str, Choice], request: PlanReq
     forms = {choice.format for choice in choices.values()}
     if request.budget_gb:
         forms |= {*candidates(expert, request), KEEP}
-    elif request.promote_below is None:
+    elif request.promote_below is None and (request.full_precision_above is None or request.container == GGUF):
         return ()
     return tuple(dict.fromkeys([*promote.wanted(forms, eight), KEEP]))
 
@@ -80,11 +114,12 @@ def _decide(expert: ExpertPlan, choices: dict[str, Choice], trials: dict[str, Tr
         decided = {layer: each for layer, each in choices.items() if each.reason != TO_SOLVE}
         raised, told = promote.promote(decided, effects, request.promote_below, eight)
         choices = {**choices, **raised}
-    if not request.budget_gb:
-        return choices, told
-    choices, more = solve_budget(expert, choices, trials, (plan.kept_dtype, request))
-    choices, last = finish(choices, expert.specs, expert.role, request)
-    return choices, told + more + last
+    if request.budget_gb:
+        choices, more = solve_budget(expert, choices, trials, (plan.kept_dtype, request))
+        choices, last = finish(choices, expert.specs, expert.role, request)
+        told = told + more + last
+    choices, spared = spare(choices, trials, request.full_precision_above)
+    return choices, told + spared
 
 
 def picture(choices: dict[str, Choice]) -> dict:

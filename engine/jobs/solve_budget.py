@@ -8,6 +8,9 @@ weights by our own search: Q2_K 0.265 at 2.63 bits, Q3_K 0.143 at 3.44, IQ4_XS 0
 Q6_K 0.017 at 6.56, Q8_0 0.005 at 8.5. Of the others Q4_0, Q5_0 and IQ4_NL have more at as many bits; Q4_1, at 5.0, and Q5_1, at
 6.0, have a twentieth less at most than Q4_K and Q5_K, half a bit below, and a mixture of those and the next has less than either.
 They take part where columns are no multiple of 256.
+
+With a calibration a layer costs what its output loses (layer_cost.py), and one that rounding its input would spoil is offered with
+its product in 16 bit instead, where the request asks for that: then it counts as slow.
 """
 from functools import partial
 
@@ -21,6 +24,7 @@ from ..plans.plan import KEEP, Choice, container_among
 from ..plans.request import PlanRequest
 from ..precision import GGUF, SAFETENSORS, Forms, layer_of
 from .experts import ExpertPlan
+from .layer_cost import by_output, cost, is_spoiled
 from .trial import Trial
 
 SLOW = ", slow"                                    # ends the name of a candidate that is multiplied in 16 bit
@@ -32,8 +36,11 @@ QUANTIZED_IN = {SAFETENSORS: next(iter(FORMATS)), GGUF: "Q8_0"}
 def candidates(expert: ExpertPlan, request: PlanRequest) -> tuple[str, ...]:
     """Quantized formats that a budget chooses from: those that the card multiplies natively, or GGUF's, and what those fall back to
     in this model."""
-    if request.container != GGUF:
-        return cards.native_formats(request.card)
+    return gguf_candidates(expert) if request.container == GGUF else cards.native_formats(request.card)
+
+
+def gguf_candidates(expert: ExpertPlan) -> tuple[str, ...]:
+    """GGUF_CANDIDATES, and what they fall back to for the columns of this model."""
     columns = {expert.specs[key].shape[1] for key in expert.block_linears}
     taken = (fallback(name, count) for count in sorted(columns) for name in GGUF_CANDIDATES)
     return tuple(dict.fromkeys([*GGUF_CANDIDATES, *(name for name in taken if name not in PLAIN)]))
@@ -49,12 +56,16 @@ def solve_budget(expert: ExpertPlan, choices: dict[str, Choice], trials: dict[st
     free = candidates(expert, request)
     names = tuple(dict.fromkeys([*free, *(each.format for each in choices.values()), KEEP]))
     bytes_of, counts, slow = byte_counts(expert, names, kept, Options()), shares.multiply_adds(expert.specs), _slow(expert, request)
-    layers = {}
+    layers, outputs = {}, by_output(trials)
     for layer, choice in choices.items():
-        options = {_named(name, layer in slow): (bytes_of[layer][name], trials[layer].lost[name])
-                   for name in _options(choice, layer, trials[layer], (free, request))
-                   if name in bytes_of[layer] and name in trials[layer].lost}
-        layers[layer] = budget.Candidates(options, trials[layer].energy, multiply_adds=counts[layer])
+        trial, found = trials[layer], {}
+        for name in _options(choice, layer, trial, (free, request)):
+            if name in bytes_of[layer] and name in trial.lost:
+                is_slow = layer in slow or is_spoiled(trial, name, request.full_precision_above)
+                found[_named(name, is_slow)] = bytes_of[layer][name], *cost(trial, Choice(name, is_slow), outputs=outputs)
+        options = {name: (count, lost) for name, (count, lost, _) in found.items()}
+        layers[layer] = budget.Candidates(options, max((each[2] for each in found.values()), default=0.0),
+                                          multiply_adds=counts[layer])
     others = {layer: budget.Candidates({KEEP: (0, 0.0)}, 0.0, multiply_adds=count) for layer, count in counts.items()
               if layer not in layers}
     fixed = sizes.rest_bytes(expert.specs, partial(_kept_bytes, expert, kept, request.container))
@@ -67,7 +78,8 @@ def solve_budget(expert: ExpertPlan, choices: dict[str, Choice], trials: dict[st
     reason = f"least error within {request.budget_gb:g} GB"
     solved = {layer: Choice(found.choices[layer].removesuffix(SLOW), reason=reason) if each.reason == TO_SOLVE else each
               for layer, each in choices.items()}
-    said = f"{request.budget_gb:g} GB: total error {error_of(solved, trials):.4f}, {found.bytes / 1e9:.2f} GB"
+    said = (f"{request.budget_gb:g} GB: total {'output ' if outputs else ''}error {found.error ** 0.5:.4f}, "
+            f"{found.bytes / 1e9:.2f} GB")
     if fast:
         said += f", {found.fast_share:.0%} of the multiply-adds below 16 bit"
     return solved, [said, *found.notices]
@@ -113,11 +125,3 @@ def predicted(expert: ExpertPlan, choices: dict[str, Choice], kept: str, fp32_na
     base = QUANTIZED_IN[container_among(named.values())]
     forms = Forms(base, named, kept=kept, fp32_names=fp32_names, options=options)
     return sum(stored.nbytes for key, spec in expert.specs.items() for stored in forms.outputs(key, spec).values())
-
-
-def error_of(choices: dict[str, Choice], trials: dict[str, Trial]) -> float | None:
-    """Relative error of all block linears under these choices; None where a choice was not tried."""
-    if not trials or any(choice.format not in trials[layer].lost for layer, choice in choices.items()):
-        return None
-    energy = sum(trials[layer].energy for layer in choices)
-    return (sum(trials[layer].lost[choice.format] for layer, choice in choices.items()) / energy) ** 0.5 if energy else 0.0

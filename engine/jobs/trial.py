@@ -1,64 +1,38 @@
 """What each format would cost each layer, tried on 256 seeded rows of the merge: the measuring step of a precision plan.
 
 Two tiles of 128 rows of every block linear are read, merged by the very code that writes (or the whole tensor, where a gate or a
-norm needs it), quantized by every candidate and decoded. Per layer and candidate:
-    lost   = ‖W' - Ŵ‖² · rows / rows tried       and what the merged delta keeps (survival.py)
-The formats with one scale for the tensor get that of the tried rows; it moves their error by less than a hundredth of itself, as
-FP8 and NVFP4 hardly depend on where their range ends. The result is kept by content, and nothing of it is decided again later.
+norm needs it), and given to tried.py: quantized by every candidate, decoded and compared. The result is kept by content, that of a
+calibration with it, and nothing of it is decided again later.
 """
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from ...quant.formats import DEFAULT, Options, form_of
+from ...quant.formats import form_of
 from ..bands import TILE_ROWS, Rows, Workers
 from ..device import full_float32
 from ..errors import at
 from ..merging.adaptive.store import ensure
 from ..merging.adaptive.store import wanted as unmeasured
 from ..merging.merge import load_change
-from ..precision import KEEP, is_block_linear, layer_of, stored
+from ..precision import is_block_linear, layer_of
 from ..system import write_json
 from . import report
 from .carry import Ride, stored_bytes
 from .experts import ExpertPlan
 from .line import Line, Step
-from .output import noise_of
-from .sample import square
-from .survival import Space, Survival, survey, tell
+from .survival import Space
 from .targets import RECORD as VERSION
 from .targets import recall
+from .tried import NEAREST, STOCHASTIC, Trial, Wanted, try_formats
+
+__all__ = ["NEAREST", "STOCHASTIC", "Trial", "Wanted", "measure", "readings", "tiles_of"]
 
 TILES = 2                                          # of 128 rows: 256 rows of 5120 tell an error to 0.1 % of itself
-NEAREST, STOCHASTIC = "nearest", "stochastic"
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One layer. energy: ‖W'‖² of the whole layer, from the tried rows; lost: candidate -> ‖W' - Ŵ‖², without those that cannot
-    hold its shape; survival: candidate -> `Survival.to_json`, empty where nothing is merged."""
-
-    energy: float
-    lost: dict[str, float]
-    survival: dict[str, dict]
-
-    def effects(self) -> dict[str, float]:
-        """Candidate -> effect over noise, of those that have both."""
-        told = {name: tell(Survival(**sums))["effect_over_noise"] for name, sums in self.survival.items()}
-        return {name: effect for name, effect in told.items() if effect is not None}
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What to try. candidates: names of formats; KEEP is bf16."""
-
-    candidates: tuple[str, ...]
-    options: Options = DEFAULT
-    rounding: str = NEAREST
 
 
 def tiles_of(key: str, total: int) -> list[Rows]:
@@ -83,7 +57,7 @@ def measure(expert: ExpertPlan, wanted: Wanted, ride: Ride, layers: Iterable[str
     said = recall(path) if chosen is None else None
     if said is not None:
         ride.clock.skip(readings(expert, ride.reports, keys))
-        return {layer: Trial(**each) for layer, each in said["trials"].items()}
+        return {layer: Trial.from_json(each) for layer, each in said["trials"].items()}
     ensure(expert, ride)
     found = {}
     with Workers(should_stop=ride.should_stop) as workers, full_float32():
@@ -108,7 +82,7 @@ def readings(expert: ExpertPlan, reports: Path, keys: Iterable[str]) -> int:
 
 
 def _path(reports: Path, expert: ExpertPlan, wanted: Wanted) -> Path:
-    content = [report.content_of(expert), asdict(wanted), TILES, torch.__version__]
+    content = [report.content_of(expert), *wanted.content, TILES, torch.__version__]
     return Path(reports) / f"trial-{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}.json"
 
 
@@ -150,7 +124,7 @@ def _try_tiles(expert: ExpertPlan, key: str, line: Line, wanted: Wanted) -> Tria
             with at(key, "merge", expert.source.name):
                 change.add(merged, rows, torch.empty_like(merged))
         found.append((rows, base, merged))
-    return _tried(key, spec.shape[0], found, space, wanted)
+    return try_formats(key, spec.shape[0], found, space, wanted)
 
 
 def _try_whole(expert: ExpertPlan, key: str, line: Line, wanted: Wanted) -> Trial:
@@ -159,7 +133,7 @@ def _try_whole(expert: ExpertPlan, key: str, line: Line, wanted: Wanted) -> Tria
     sink, space = _Tiles(tiles_of(key, spec.shape[0])), Space(change.row_space())
     line.carry(Step(key, spec, change, [sink]))
     found = [(rows, _read(expert, key, rows, line.device), merged) for rows, merged in sorted(sink.merged.items())]
-    return _tried(key, spec.shape[0], found, space, wanted)
+    return try_formats(key, spec.shape[0], found, space, wanted)
 
 
 class _Tiles:
@@ -183,35 +157,3 @@ class _Tiles:
 
     def close_tensor(self, key: str, stats) -> None:
         """Nothing is written."""
-
-
-def _holds(form, shape: tuple[int, ...]) -> bool:
-    try:
-        return bool(stored(form, shape))
-    except ValueError:
-        return False
-
-
-def _tried(key: str, total: int, tiles: list[tuple[Rows, torch.Tensor, torch.Tensor]], space: Space | None,
-           wanted: Wanted) -> Trial:
-    """All candidates that can hold the layer, on its tiles. tiles: rows, base, merged."""
-    share = total / sum(stop - first for (first, stop), _, _ in tiles)
-    lost, survival, columns = {}, {}, tiles[0][2].shape[1]
-    for name in wanted.candidates:
-        form = form_of("bf16" if name == KEEP else name, wanted.options)
-        if not _holds(form, (total, columns)):
-            continue
-        with at(key, f"try {name}"):
-            stats = form.combine([form.measure(merged) for _, _, merged in tiles]) if form.measure else None
-            sums, error = Survival(), 0.0
-            for rows, base, merged in tiles:
-                noisy = wanted.rounding == STOCHASTIC and form.STOCHASTIC
-                noise = noise_of(key, rows, merged) if noisy else None
-                parts = form.quantize(merged, stats, noise=noise) | form.constants(stats)
-                decoded = form.dequantize(parts)[:merged.shape[0], :merged.shape[1]]
-                error += square(merged - decoded)
-                sums += survey(base, merged, decoded, space) if space is not None else Survival()
-        lost[name] = error * share
-        if sums.delta:
-            survival[name] = sums.to_json()
-    return Trial(sum(square(merged) for _, _, merged in tiles) * share, lost, survival)

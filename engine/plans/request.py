@@ -48,6 +48,9 @@ class PlanRequest:
     below 16 bit. full_precision_layers: lines of a list, for every expert. promote_below: least effect of the LoRAs over a layer's
     rounding noise, None: no layer is raised for it. kept_dtype: None is what a plan file says, else source.
 
+    full_precision_above: quantized layers whose output error with inputs rounded, by a calibration, is more than this many times
+    that without are multiplied in 16 bit; None: none, as that is slower, and a person who chose speed has to say so.
+
     container: the kind of file. For a GGUF, formats are its types, `format` a mix of them too, a budget chooses among them whatever
     the card, a GGUF map is copied as it is, and full precision changes nothing, as every layer is multiplied in 16 bit. Raises
     RecipeError when there is no source, or more than one, a sensitivity file without a threshold, and for what such a file has not.
@@ -76,6 +79,7 @@ class PlanRequest:
     full_precision_switches: Annotated[tuple[str, ...], checks.listed(checks.choice(*SWITCHES))] = ()
     promote_below: Annotated[float | None, checks.optional(checks.number(0.0, 1e6))] = None
     kept_dtype: Annotated[str | None, checks.optional(checks.choice(*KEPT_DTYPES))] = None
+    full_precision_above: Annotated[float | None, checks.optional(checks.number(1.0, 1e3))] = None
     container: Annotated[str, checks.choice(SAFETENSORS, GGUF)] = SAFETENSORS
 
     def __post_init__(self):
@@ -104,6 +108,7 @@ class PlanRequest:
         """Names of the fields that ask for products in 16 bit."""
         named = ("full_precision_lists", "full_precision_layers", "full_precision_switches")
         return (*(name for name in named if getattr(self, name)),
+                *(["full_precision_above"] if self.full_precision_above is not None else []),
                 *(["sensitivity_action"] if self.sensitivity and self.sensitivity_action != KEEP else []))
 
     def to_json(self) -> dict:
