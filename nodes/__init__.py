@@ -2,6 +2,8 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .analysis import Wan22LoraAnalysis
+from .calibrate import Wan22Calibrate
+from .calibration_summary import Wan22CalibrationSummary
 from .inject import Wan22ActionMasterInject
 from .input_scales import Wan22InputScales
 from .inspect_file import Wan22Inspect
@@ -17,10 +19,12 @@ from .merge_checkpoints import Wan22MergeCheckpoints
 from .meter import Wan22StabilityMeter
 from .precision_plan import Wan22PrecisionPlan
 from .preview import Wan22MergePreview
+from .prompt_list import Wan22PromptList
 from .quantize import Wan22Quantize
 from .recipe_load import Wan22RecipeLoad
 from .recipe_save import Wan22RecipeSave
 from .save import Wan22SaveModel
+from .sensitivity import Wan22Sensitivity
 from .split_step import Wan22SplitStep
 
 NODES = [Wan22LoadDualDiT, Wan22LoraPair, Wan22ActionMasterInject, Wan22StabilityMeter, Wan22Quantize, Wan22SaveModel,
@@ -39,7 +43,11 @@ NODES = [Wan22LoadDualDiT, Wan22LoraPair, Wan22ActionMasterInject, Wan22Stabilit
          Wan22LoraGated,
          Wan22PrecisionPlan,
          Wan22InputScales,
-         Wan22Inspect]
+         Wan22Inspect,
+         Wan22PromptList,
+         Wan22Calibrate,
+         Wan22CalibrationSummary,
+         Wan22Sensitivity]
 
 
 class Extension(ComfyExtension):

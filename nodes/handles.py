@@ -145,6 +145,17 @@ class Scales:
 
 
 @dataclass(frozen=True, repr=False)
+class Calibration:
+    """A session of calibration: its folder, in which everything that was recorded lies."""
+
+    folder: str
+    name: str
+
+    def __repr__(self) -> str:
+        return f"Calibration({self.name})"
+
+
+@dataclass(frozen=True, repr=False)
 class Job:
     """A merge and all the formats it shall be saved in."""
 

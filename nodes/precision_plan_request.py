@@ -1,4 +1,5 @@
 """The engine's request for a plan, from the values of Precision Plan's widgets."""
+from ..engine.calibration.layer_errors import FACTOR
 from ..engine.errors import RecipeError
 from ..engine.plans.plan import one_format
 from ..engine.plans.request import PlanRequest, parse
@@ -33,6 +34,7 @@ def request_of(roles: tuple[str, ...], asked: dict) -> PlanRequest:
         "full_precision_switches": [name for name in SWITCHES if asked[name]],
         "promote_below": asked["promote_below"] if asked["promote"] else None,
         "kept_dtype": None if asked["kept_dtype"] == AUTO else asked["kept_dtype"],
+        "full_precision_above": FACTOR if asked.get("full_precision_measured") else None,
         "container": asked.get("container") or SAFETENSORS}  # absent in workflows from before GGUF
     return parse({"version": 1, **found}, "precision plan")
 

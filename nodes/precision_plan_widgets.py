@@ -6,7 +6,7 @@ from ..engine.plans.presets import HARDWARE, NAMES
 from ..engine.plans.request import MIXED
 from ..engine.precision import GGUF, KEEP, KEPT_DTYPES, SAFETENSORS
 from ..quant.formats import QUANTIZED_FORMS
-from . import plan_files
+from . import plan_files, sockets
 from .plan_files import NONE, PLANS
 
 THIS, AUTO = "this machine", "auto"
@@ -19,7 +19,7 @@ SWITCHES = {"cross_attn_qkvo": "Cross-attention q, k, v, o", "cross_attn_kv": "C
 
 def inputs() -> list[io.Input]:
     """All widgets, in their order."""
-    return [*_sources(), *_changes(), *_full_precision(), *_rest(), *_gguf()]
+    return [*_sources(), *_changes(), *_full_precision(), *_rest(), *_gguf(), *_calibrated()]
 
 
 def _sources() -> list[io.Input]:
@@ -32,7 +32,7 @@ def _sources() -> list[io.Input]:
         io.Combo.Input("preset", options=list(NAMES), default="balanced", tooltip="For preset: what to favour."),
         io.Combo.Input("hardware", options=[THIS, *HARDWARE], default=THIS,
                        tooltip="For preset: blackwell RTX 50, ada RTX 40, ampere RTX 20 and 30, any everything else."),
-        io.Float.Input("budget_gb", default=11.0, min=0.1, max=100.0, step=0.1,
+        io.Float.Input("budget_gb", default=11.0, min=0.01, max=100.0, step=0.01,
                        tooltip="For size budget: GB (10^9 bytes) of one expert's file. A 14B expert: 8.4 in NVFP4, 14.5 in 8 bit."),
         io.Combo.Input("card", options=[THIS, *CARDS], default=THIS,
                        tooltip="For size budget: choose only what this class of card multiplies natively."),
@@ -112,4 +112,15 @@ def _gguf() -> list[io.Input]:
         io.Combo.Input("gguf_format", options=list(MIXED), default=USUAL, optional=True,
                        tooltip="For one format in a gguf: a mix, as Q4_K_M, which gives v and ffn.2 more bits, or one type for all "
                                "block linears, as Q4_K."),
+    ]
+
+
+def _calibrated() -> list[io.Input]:
+    return [
+        sockets.Calib.Input("calibration", optional=True,
+                            tooltip="A session of Calibrate: a size budget then goes by the error of each layer's output on what "
+                                    "the model really computes, not by that of its weights."),
+        io.Boolean.Input("full_precision_measured", default=False, optional=True, advanced=True,
+                         tooltip="With a calibration: layers whose output error is more than doubled by rounding their input are "
+                                 "multiplied in 16 bit. Slower, so it is yours to choose."),
     ]

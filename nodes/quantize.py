@@ -7,14 +7,16 @@ from ..engine.errors import RecipeError
 from ..engine.gguf_mix import MIXES
 from ..engine.recipes.output import FAST, SIXTEEN
 from ..quant.formats import FORMATS
-from . import sockets
+from . import freshness, sockets
 from .bakeable import told
-from .handles import Job, Output
+from .calibration_inputs import remember, weights_of
+from .handles import Calibration, Job, Output
 from .model_handle import AS_INTENDED, AS_SAMPLED, ModelDit
 from .model_role import model_name, role_of_model
 from .model_source import open_model
+from .plan_files import NONE
 from .preview_adapter import preview_of
-from .quantize_output import asked, check_once, describe, more_inputs
+from .quantize_output import IMATRICES, asked, check_once, describe, more_inputs
 
 FIRST = next(iter(FORMATS))                        # what most people want, offered first
 ACTIVATIONS = {"fast, uncalibrated": FAST, "16-bit": SIXTEEN}
@@ -67,11 +69,17 @@ class Wan22Quantize(io.ComfyNode):
                 io.String.Output(display_name="estimate", tooltip="What will be made and how it runs on this machine. Save Model "
                                                                   "with plan_only tells bytes, time and memory."),
             ],
+            hidden=[io.Hidden.unique_id],
             has_intermediate_output=True,
         )
 
     @classmethod
-    def execute(cls, model, format, activations, experts, more=None, unsampled=AS_SAMPLED, plan=None, scales=None, **settings):
+    def fingerprint_inputs(cls, **inputs):
+        return freshness.token(cls.hidden.unique_id)
+
+    @classmethod
+    def execute(cls, model, format, activations, experts, more=None, unsampled=AS_SAMPLED, plan=None, scales=None,
+                calibration=None, **settings):
         model, role, lines = taken(model, unsampled, experts)
         if role is not None and experts not in {ALL, role}:
             raise RecipeError(f"quantize: experts is {experts}, but the MODEL is a preview of {role}; choose {ALL}")
@@ -80,11 +88,25 @@ class Wan22Quantize(io.ComfyNode):
             raise RecipeError("quantize: more comes from another model or merge, or names another expert of it; chain only "
                               "Quantize nodes with the same dit or MODEL, and for a MODEL the same experts")
         roles, earlier = chosen_roles(model, experts), more.outputs if more else ()
-        output = asked(model, Output(format, ACTIVATIONS[activations], roles), {"plan": plan, "scales": scales}, settings)
+        weights, weighed = weights_from(calibration, roles, settings)
+        if calibration is not None:
+            remember(cls.hidden.unique_id, calibration)
+        output = asked(model, Output(format, ACTIVATIONS[activations], roles),
+                       {"plan": plan, "scales": scales, "weights": weights}, settings)
         check_once(output, earlier)
         outputs = (*earlier, output)
-        estimate = "\n".join([*(told for output in outputs for told in describe(model, output)), *lines])
+        estimate = "\n".join([*(told for output in outputs for told in describe(model, output)), *weighed, *lines])
         return io.NodeOutput(Job(model, outputs), estimate, ui={"text": (estimate,)})
+
+
+def weights_from(calibration: Calibration | None, roles: tuple[str, ...], settings: dict) -> tuple[dict[str, str], list[str]]:
+    """(role -> imatrix of a calibration, lines about it). settings: other widgets. Raises RecipeError beside an imatrix file."""
+    if calibration is None:
+        return {}, []
+    named = [name for name in IMATRICES if (settings.get(name) or NONE) != NONE]
+    if named:
+        raise RecipeError(f"quantize: calibration and {named[0]} both say how much columns count; leave one of them out")
+    return weights_of(calibration, roles)
 
 
 def taken(model, unsampled: str, experts: str = ALL) -> tuple[object, str | None, list[str]]:

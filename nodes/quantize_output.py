@@ -41,10 +41,11 @@ def check_once(output: Output, earlier: tuple[Output, ...]) -> None:
 def asked(dit, output: Output, made_for: dict, settings: dict) -> Output:
     """The output with a plan's formats in place of its own, scales, and the other widgets' values.
 
-    made_for: `plan` and `scales`, handles or None. Raises RecipeError for a plan or scales of another model.
+    made_for: `plan`, `scales`, handles or None, and `weights`, role -> imatrix of a calibration. Raises RecipeError for a plan or
+    scales of another model.
     """
     plan, scales = made_for["plan"], made_for["scales"]
-    weights = _imatrices(output.experts, *(settings.get(name) or plan_files.NONE for name in IMATRICES))
+    weights = {**_imatrices(output.experts, *(settings.get(name) or plan_files.NONE for name in IMATRICES)), **made_for["weights"]}
     told = {name: value for name, value in settings.items() if value is not None and name not in IMATRICES}
     found = parse_output({**output.as_json(), **told, "imatrix": weights})
     if plan is not None:
@@ -107,6 +108,9 @@ def more_inputs() -> list[io.Input]:
                                "expert, or of a model of one file, from user/default/wan22_master/calibration."),
         io.Combo.Input("imatrix_low", options=weights, default=plan_files.NONE, optional=True, advanced=True,
                        tooltip="The same for the low-noise expert."),
+        sockets.Calib.Input("calibration", optional=True,
+                            tooltip="From Sensitivity: nvfp4 and GGUF types then search with the columns weighed by what the "
+                                    "session saw, in the layers where that helped."),
     ]
 
 

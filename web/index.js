@@ -6,20 +6,22 @@ import { addStyle, show } from "./view.js";
 
 const SOCKETS = {
   W22_DIT: "#E8A33D", W22_LORA_STACK: "#8FBF5A", W22_RECIPE: "#5E8F3A", W22_JOB: "#E06C75", W22_FILE: "#56B6C2",
-  W22_PLAN: "#B57EDC", W22_SCALES: "#7EA6DC",
+  W22_PLAN: "#B57EDC", W22_SCALES: "#7EA6DC", W22_CALIB: "#4DB6AC",
 };
-const MERGE = "#4a3b1f", QUANTIZE = "#38284a", SAVE = "#4a2326";
+const MERGE = "#4a3b1f", QUANTIZE = "#38284a", SAVE = "#4a2326", CALIBRATE = "#1f403c";
 const NODES = {
   Wan22LoadDualDiT: "#33393f", Wan22LoraPair: MERGE, Wan22LoraList: MERGE, Wan22ImportLoraStack: MERGE, Wan22ActionMasterInject: MERGE,
   Wan22MergeCheckpoints: MERGE, Wan22RecipeLoad: MERGE, Wan22RecipeSave: MERGE, Wan22LoraAnalysis: MERGE, Wan22StabilityMeter: MERGE,
   Wan22MergePreview: MERGE, Wan22SplitStep: MERGE, Wan22PrecisionPlan: QUANTIZE, Wan22InputScales: QUANTIZE, Wan22Quantize: QUANTIZE,
   Wan22SaveModel: SAVE, Wan22LoadSaved: SAVE, Wan22Inspect: SAVE, Wan22LoraConvert: SAVE, Wan22LoraMerge: SAVE, Wan22LoraExtract: SAVE, Wan22LoraGated: SAVE,
+  Wan22PromptList: CALIBRATE, Wan22Calibrate: CALIBRATE, Wan22CalibrationSummary: CALIBRATE, Wan22Sensitivity: CALIBRATE,
 };
 const NARROWEST = {
   Wan22StabilityMeter: 420, Wan22LoraAnalysis: 440, Wan22SaveModel: 460, Wan22ActionMasterInject: 380, Wan22LoadDualDiT: 400,
   Wan22LoraPair: 360, Wan22LoraList: 420, Wan22ImportLoraStack: 360, Wan22Quantize: 380, Wan22MergeCheckpoints: 360, Wan22RecipeLoad: 420, Wan22RecipeSave: 360,
   Wan22MergePreview: 380, Wan22LoraConvert: 380, Wan22LoraMerge: 380, Wan22LoraExtract: 380, Wan22LoraGated: 360,
   Wan22PrecisionPlan: 440, Wan22InputScales: 380, Wan22Inspect: 420,
+  Wan22PromptList: 420, Wan22Calibrate: 380, Wan22CalibrationSummary: 440, Wan22Sensitivity: 440,
 };
 
 const LEAST = 60;

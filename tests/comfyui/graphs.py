@@ -119,3 +119,71 @@ def text_to_video(high: dict, low: dict) -> dict:
     for sampler in ("26", "27"):
         graph[sampler]["inputs"]["negative"] = ["34", 0]
     return {place: each for place, each in graph.items() if place not in {"30", "31"}}
+
+
+PROMPTS, CALIBRATE, SUMMARY, SENSITIVITY, PREVIEW_HIGH, PREVIEW_LOW, SPLIT, PLAN = "40", "41", "42", "43", "20", "21", "44", "45"
+
+
+def preview(role: str) -> dict:
+    """Merge Preview with its defaults."""
+    return node("Wan22MergePreview", dit=[INJECT, 0], expert=role, saved_as="bf16", cache_gb=4.0, approximate=False, device="auto")
+
+
+def prompt_list(**changes) -> dict:
+    """Prompt List with its defaults: the built-in prompts, at low cost."""
+    return node("Wan22PromptList", **({
+        "file": "built-in: 32 varied", "text": "", "negative": "", "preset": "low cost", "width": 832, "height": 480, "frames": 81,
+        "steps": 20, "cfg": 3.5, "seed": 0, "limit": 0, "first": 1, "skip_done": False, "session": "calib_01",
+        "experts": "both", "image_folder": "", "pair": "auto", "on_missing_image": "error"} | changes))
+
+
+def calibrate(high: list, low: list, **changes) -> dict:
+    """Calibrate with its defaults."""
+    return node("Wan22Calibrate", **({
+        "model_high": high, "model_low": low, "session": "calib_01", "mode": "append", "layers": "all linears", "keep": "stats",
+        "tokens": 128, "stop_when_settled": False, "settled_runs": 4, "settled_rise": 0.01, "allow_other_base": False} | changes))
+
+
+def calibrated_job() -> dict:
+    """Prompts sampled with the merge, which is then saved by a plan that rests on what they told."""
+    prompts = {name: [PROMPTS, number] for number, name in enumerate(
+        ("prompt", "negative", "width", "height", "frames", "seed", "steps", "cfg"))}
+    sampler = {"noise_seed": prompts["seed"], "steps": prompts["steps"], "cfg": prompts["cfg"], "sampler_name": "euler",
+               "scheduler": "simple", "positive": ["24", 0], "negative": ["34", 0]}
+    graph = main_job()
+    graph[INJECT]["inputs"]["stack"] = [LORA_1, 0]
+    graph |= {
+        PREVIEW_HIGH: preview("high_noise"), PREVIEW_LOW: preview("low_noise"),
+        PROMPTS: prompt_list(limit=8),
+        CALIBRATE: calibrate([PREVIEW_HIGH, 0], [PREVIEW_LOW, 0]),
+        "22": node("ModelSamplingSD3", model=[CALIBRATE, 0], shift=5.0),
+        "23": node("ModelSamplingSD3", model=[CALIBRATE, 1], shift=5.0),
+        "32": node("CLIPLoader", clip_name=CLIP, type="wan", device="default"),
+        "24": node("CLIPTextEncode", clip=["32", 0], text=prompts["prompt"]),
+        "34": node("CLIPTextEncode", clip=["32", 0], text=prompts["negative"]),
+        SPLIT: node("Wan22SplitStep", steps=prompts["steps"], shift=5.0, task="auto", boundary=0.875, scheduler="simple",
+                    dit=[INJECT, 0]),
+        "25": node("EmptyHunyuanLatentVideo", width=prompts["width"], height=prompts["height"], length=prompts["frames"],
+                   batch_size=1),
+        "26": node("KSamplerAdvanced", model=["22", 0], add_noise="enable", latent_image=["25", 0], start_at_step=0,
+                   end_at_step=[SPLIT, 0], return_with_leftover_noise="enable", **sampler),
+        "27": node("KSamplerAdvanced", model=["23", 0], add_noise="disable", latent_image=["26", 0], start_at_step=[SPLIT, 0],
+                   end_at_step=10000, return_with_leftover_noise="disable", **sampler),
+        SUMMARY: node("Wan22CalibrationSummary", calibration=[CALIBRATE, 2], after=["27", 0], dit=[INJECT, 0],
+                      session="(connected)", log_high="(none)", log_low="(none)", percentile=100.0, multiplier=2.0,
+                      cv_threshold=0.11, plot="all", write_files=True, allow_other_base=False),
+        SENSITIVITY: node("Wan22Sensitivity", dit=[INJECT, 0], calibration=[SUMMARY, 3], formats="this card's", experts="all",
+                          margin=2.0, allow_other_base=False),
+        PLAN: precision_plan([INJECT, 0], "size budget", calibration=[SENSITIVITY, 0]),
+        QUANTIZE: quantize([INJECT, 0], "nvfp4", plan=[PLAN, 0], scales=[SUMMARY, 0], calibration=[SENSITIVITY, 0]),
+    }
+    return {place: each for place, each in graph.items() if place not in {LORA_2, METER}}
+
+
+def without_encoder(graph: dict) -> dict:
+    """The same with conditioning made of the texts alone, and small."""
+    found = {place: {**each, "inputs": dict(each["inputs"])} for place, each in graph.items() if place != "32"}
+    for place in ("24", "34"):
+        found[place] = node("Wan22TestText", text=graph[place]["inputs"]["text"])
+    found[PROMPTS]["inputs"] |= {"preset": "as given", "width": 64, "height": 64, "frames": 5, "steps": 4, "limit": 2}
+    return found

@@ -17,6 +17,7 @@ runpy.run_path(str(HERE.parent / "conftest.py"))   # makes the checkout importab
 from browser import ENDED, FIT, load, opened, run  # noqa: E402
 from comfy_server import PACK, Server  # noqa: E402
 from graphs import (  # noqa: E402
+    CALIBRATE,
     CLIP,
     HIGH,
     INJECT,
@@ -26,18 +27,28 @@ from graphs import (  # noqa: E402
     LORA_2,
     LOW,
     METER,
+    PREVIEW_HIGH,
+    PREVIEW_LOW,
+    PROMPTS,
     QUANTIZE,
     SAVE,
+    SENSITIVITY,
+    SPLIT,
     STYLE,
+    SUMMARY,
     VAE,
+    calibrated_job,
     input_scales,
     main_job,
     node,
     precision_plan,
+    preview,
     quantize,
     single_job,
     text_to_video,
+    without_encoder,
 )
+from graphs import PLAN as CALIBRATED_PLAN  # noqa: E402
 from tiny_models import write_models  # noqa: E402
 from wan22_master.engine.synthetic import Sizes, write_lora, write_model  # noqa: E402
 
@@ -58,14 +69,18 @@ LAY_OUT = """([places, note]) => { const graph = window.app.graph;
     said.pos = [0, -190]; said.setSize([900, 130]); said.widgets[0].value = note;
     return JSON.stringify({ ...graph.serialize(), extra: {} }); }"""
 SAVED = [node("Wan22LoadSaved", files=[SAVE, 0], expert=role, format="any") for role in ("high_noise", "low_noise")]
-PREVIEWS = [node("Wan22MergePreview", dit=[INJECT, 0], expert=role, saved_as="bf16", cache_gb=4.0, approximate=False, device="auto")
-            for role in ("high_noise", "low_noise")]
+PREVIEWS = [preview(role) for role in ("high_noise", "low_noise")]
 
 
 PLAN, SCALES = "10", "11"
 WIDE = {PLAN: (960, 0, 460), SCALES: (1480, 0, 440), QUANTIZE: (1480, 440, 440)}   # where a plan is
 SMALLER = "12"                                     # the other GGUF of one run
 GGUF = {QUANTIZE: (960, 0, 440), SMALLER: (960, 560, 440), SAVE: (1460, 0, 560)}
+CALIBRATED = {
+    PREVIEW_HIGH: (960, 0, 380), PREVIEW_LOW: (960, 400, 380), PROMPTS: (0, 800, 420), CALIBRATE: (1400, 0, 400),
+    "22": (1400, 480, 400), "23": (1400, 620, 400), SPLIT: (1400, 760, 400), "32": (480, 800, 420), "24": (480, 980, 420),
+    "34": (480, 1200, 420), "25": (960, 800, 380), "26": (1860, 0, 340), "27": (1860, 480, 340), SUMMARY: (2260, 0, 560),
+    SENSITIVITY: (2880, 0, 620), CALIBRATED_PLAN: (3560, 0, 480), QUANTIZE: (2880, 900, 620), SAVE: (4100, 0, 480)}
 BLOCKS_OF_256 = Sizes(dim=256, ffn=512, blocks=40, rank=8)     # as K-quants have; the narrower models would fall back
 ONLY = """(id) => { window.seen.length = 0; window.app.queuePrompt(0, 1, [id]); }"""
 
@@ -122,6 +137,11 @@ EXAMPLES = {
         "**Merge two LoRAs into both experts and save GGUF files, without llama.cpp.** Q8_0 is nearest to bf16, Q4_K_M is little "
         "more than half as large; both come from one reading, and any other format can be chained. Sample them by Unet Loader "
         "(GGUF) of ComfyUI-GGUF, or by Load Saved in the same run.")),
+    "calibrate_and_save": (calibrated_job(), (
+        "**Your own prompts decide how the merge is quantized.** Prompt List hands eight prompts to both samplers, Calibrate "
+        "writes down what each layer's input is, Summary makes input scales of it, Sensitivity tells what each format does to each "
+        "layer's output, and the plan spends the bytes where that falls most. Needs the umt5 text encoder. Raise limit for more "
+        "prompts; what is recorded stays in the session.")),
 }
 
 
@@ -152,20 +172,26 @@ def main() -> None:
                 if SMALLER in graph:
                     widen(server)
                 load(page, graph)
-                places = {**PLACES, **sampling_places(graph), **(WIDE if PLAN in graph else GGUF if SMALLER in graph else {})}
+                own = CALIBRATED if PROMPTS in graph else WIDE if PLAN in graph else GGUF if SMALLER in graph else {}
+                places = {**PLACES, **sampling_places(graph), **own}
                 saved = json.loads(page.evaluate(LAY_OUT, [places, note]))
                 saved["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, name))
                 path = TARGET / f"{name}.json"
                 path.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
                 load(page, path)
-                large = "37" in graph
-                page.set_viewport_size({"width": 2300, "height": 1800} if large else {"width": 1700, "height": 1050})
-                if PLAN in graph:
+                large = "37" in graph or PROMPTS in graph
+                page.set_viewport_size({"width": 2300, "height": 1800 if "37" in graph else 1000} if large
+                                       else {"width": 1700, "height": 1050})
+                if PROMPTS in graph:
+                    load(page, without_encoder(graph))
+                    page.evaluate(LAY_OUT, [places, note])
+                    run(page, 600)
+                elif PLAN in graph:
                     page.evaluate(ONLY, SAVE)      # what samples needs a text encoder
                     page.wait_for_function(ENDED, timeout=120_000)
                 elif not large:
                     run(page)
-                if PLAN in graph or not large:
+                if PLAN in graph or PROMPTS in graph or not large:
                     page.wait_for_timeout(9000)    # until the toast is gone
                 page.evaluate(FIT)
                 page.wait_for_timeout(1000)

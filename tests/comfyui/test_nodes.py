@@ -19,7 +19,7 @@ INPUTS = {
                                "adaptive_limit_new adaptive_limit_refine",
     "Wan22StabilityMeter": "dit experts on_volatile stable_below volatile_above top_k",
     "Wan22Quantize": "model format activations experts more unsampled plan scales search int8_scaling kept_dtype rounding suffix "
-                     "gguf_setting imatrix_high imatrix_low",
+                     "gguf_setting imatrix_high imatrix_low calibration",
     "Wan22SaveModel": "job title version name custom_name folder subfolder on_exists metadata lora_names plan_only device order "
                       "after_save",
     "Wan22LoadSaved": "files expert format activations label",
@@ -39,9 +39,17 @@ INPUTS = {
                           "gguf_nvfp4_max_bitdepth use_fp8 plan_file keep_edge_blocks kept_dtype exclude include min_ffn_fp8 "
                           "min_ffn2_16bit sensitivity_high sensitivity_low sensitivity_threshold sensitivity_action "
                           "full_precision_high full_precision_low full_precision_layers cross_attn_qkvo cross_attn_kv "
-                          "self_attn_qkvo ffn_up ffn_down promote promote_below title save_as container gguf_format",
+                          "self_attn_qkvo ffn_up ffn_down promote promote_below title save_as container gguf_format calibration "
+                          "full_precision_measured",
     "Wan22InputScales": "dit source summary_high summary_low percentile multiplier file_high file_low amax share",
     "Wan22Inspect": "file files",
+    "Wan22PromptList": "file text negative preset width height frames steps cfg seed limit first skip_done session experts "
+                       "image_folder pair on_missing_image images",
+    "Wan22Calibrate": "session mode layers keep tokens stop_when_settled settled_runs settled_rise allow_other_base model_high "
+                      "model_low",
+    "Wan22CalibrationSummary": "session log_high log_low percentile multiplier cv_threshold plot write_files allow_other_base "
+                               "calibration after dit",
+    "Wan22Sensitivity": "dit calibration formats experts margin allow_other_base after",
 }
 OUTPUTS = {
     "Wan22LoadDualDiT": "W22_DIT STRING",
@@ -66,6 +74,10 @@ OUTPUTS = {
     "Wan22PrecisionPlan": "W22_PLAN STRING",
     "Wan22InputScales": "W22_SCALES STRING",
     "Wan22Inspect": "STRING STRING",
+    "Wan22PromptList": "STRING STRING INT INT INT INT INT FLOAT IMAGE STRING",
+    "Wan22Calibrate": "MODEL MODEL W22_CALIB STRING",
+    "Wan22CalibrationSummary": "W22_SCALES STRING IMAGE W22_CALIB STRING",
+    "Wan22Sensitivity": "W22_CALIB STRING STRING",
 }
 
 
@@ -103,7 +115,7 @@ def test_every_input_and_output_has_a_tooltip_and_every_node_words_to_find_it_by
         assert [key for key, spec in inputs.items() if not spec[1].get("tooltip")] == [], name
         assert all(info["output_tooltips"]) and len(info["output_tooltips"]) == len(info["output"]), name
         assert info["description"] and len(info["search_aliases"]) > 3, name
-        assert re.fullmatch(r"Wan 2\.2 Master/[12456] (load|merge|quantize|save|LoRA tools)", info["category"]), name
+        assert re.fullmatch(r"Wan 2\.2 Master/[1-6] (load|merge|calibrate|quantize|save|LoRA tools)", info["category"]), name
 
 
 def test_formats_of_gguf_files_are_offered_after_those_of_safetensors_and_a_default_never_moves(comfy):

@@ -20,6 +20,20 @@ class Wan22TestConditioning(io.ComfyNode):
         return io.NodeOutput([[torch.randn((1, 16, TEXT_DIM), generator=torch.Generator().manual_seed(seed)), {}]])
 
 
+class Wan22TestText(io.ComfyNode):
+    """In place of CLIP Text Encode: conditioning that follows from the text alone."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(node_id="Wan22TestText", category="testing", inputs=[io.String.Input("text")],
+                         outputs=[io.Conditioning.Output()])
+
+    @classmethod
+    def execute(cls, text) -> io.NodeOutput:
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
+        return Wan22TestConditioning.execute(seed)
+
+
 class Wan22TestReport(io.ComfyNode):
     """Class, weights by layout, and a hash of one weight of a MODEL; mean, spread and hash of a LATENT."""
 
@@ -63,7 +77,7 @@ def _digest(tensor: torch.Tensor) -> str:
 
 class Extension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [Wan22TestConditioning, Wan22TestLoraStack, Wan22TestReport]
+        return [Wan22TestConditioning, Wan22TestText, Wan22TestLoraStack, Wan22TestReport]
 
 
 async def comfy_entrypoint():
