@@ -94,8 +94,8 @@ def check_imatrix(found: Mapping[str, torch.Tensor], specs: Mapping[str, TensorS
                   where: str) -> tuple[dict[str, torch.Tensor], list[str]]:
     """(the importances of the layers in `specs`, notices). where: the file, for messages.
 
-    specs: of the weights to be quantized. Layers that it does not name are told and go without. Raises SourceError when it names
-    none, or has another number of columns for one, or a value that is negative, infinite or NaN.
+    specs: of the weights to be quantized in formats that weigh. Layers that it does not name are told and go without. Raises
+    SourceError when it names none, or has another number of columns for one, or a value that is negative, infinite or NaN.
     """
     taken = {key: found[key] for key in specs if key in found}
     if not taken:
@@ -110,8 +110,9 @@ def check_imatrix(found: Mapping[str, torch.Tensor], specs: Mapping[str, TensorS
     missing = [key for key in specs if key not in found]
     extra = [key for key in found if key not in specs]
     return taken, [f"{where}: {text}" for is_so, text in (
-        (missing, f"{len(missing)} of {len(specs)} layers are not in it and are quantized without: {_some(missing)}"),
-        (extra, f"{len(extra)} of its layers are not quantized here: {_some(extra)}")) if is_so]
+        (missing, f"{len(missing)} of {len(specs)} layers are not in it (a calibration leaves out those where weighing does not "
+                  f"help) and are not weighed: {_some(missing)}"),
+        (extra, f"{len(extra)} of its layers are not weighed here: {_some(extra)}")) if is_so]
 
 
 def _bad(values: torch.Tensor) -> str:

@@ -142,7 +142,8 @@ def quality_lines(out: dict) -> list[str]:
     if out.get("subnormal"):
         lines.append(f"{out['subnormal']} values are below float16's normal range and kept fewer bits; none overflowed")
     if out.get("weighed"):
-        lines.append(f"columns of {out['weighed']} layers weighed by the imatrix; the error told counts all alike")
+        lines.append(f"columns of {out['weighed']} layers weighed by the imatrix: less error of their outputs, more of their "
+                     "weights, which is the error told")
     if out.get("lost"):
         lines.append(f"WARNING: {len(out['lost'])} layers lost more than half of themselves, as {out['lost'][0]}: their weights "
                      "are too small for the format; keep them in 16 bit, or take bf16")

@@ -1,15 +1,14 @@
 """The node that records, while you sample, what the inputs of each layer are."""
 from comfy.ldm.wan.model import WanModel
 from comfy_api.latest import io
+from comfy_execution.utils import get_executing_context
 
 from ..engine.bases.prefixes import HIGH, LOW
-from ..engine.calibration.points import points_of
-from ..engine.calibration.session import Session
-from ..engine.calibration.subject import compare
+from ..engine.calibration.session import ALLOW, Session
 from ..engine.errors import RecipeError, SourceError
 from . import calibration_files, sockets
 from .calibration_hooks import bypassed, linears
-from .calibration_lines import unseen_lines
+from .calibration_lines import coming
 from .calibration_subject import subject_of_model
 from .calibration_wrappers import Calibrating, Settled, Wish, check_plain
 from .handles import Calibration
@@ -19,6 +18,7 @@ from .widgets import check_filled
 APPEND, RESTART = "append", "restart"
 ALL, BLOCKS = "all linears", "linears of blocks"
 STATS, LOG = "stats", "stats and log"
+_emptied: dict[str, str | None] = {}                # session's folder -> id of the queue that began it anew last
 
 
 class Wan22Calibrate(io.ComfyNode):
@@ -56,7 +56,8 @@ class Wan22Calibrate(io.ComfyNode):
                 io.Float.Input("settled_rise", default=0.01, min=0.0, max=1.0, step=0.005, advanced=True,
                                tooltip="For stop_when_settled: how much counts as none; 0.01 is 1 %."),
                 io.Boolean.Input("allow_other_base", default=False, advanced=True,
-                                 tooltip="Add to a session that was recorded on another base model. Its numbers then mix both."),
+                                 tooltip="Add to a session that was recorded on another base model, or pair and single file. Its "
+                                         "numbers then mix both."),
             ],
             outputs=[io.Model.Output(display_name="model_high", tooltip="The same model, recorded while it samples."),
                      io.Model.Output(display_name="model_low", tooltip="The same for the low-noise expert."),
@@ -71,14 +72,17 @@ class Wan22Calibrate(io.ComfyNode):
                 model_high=None, model_low=None) -> io.NodeOutput:
         check_filled("calibrate: session", session)
         models = by_role(model_high, model_low)
-        found = open_session(session.strip(), restart=mode == RESTART)
+        found, anew = calibration_files.create(session.strip()), mode == RESTART
         wish = Wish(found.folder, found.name, cls.hidden.unique_id, layers == BLOCKS, keep == LOG, tokens,
                     allow_other_base, Settled(settled_runs, settled_rise) if stop_when_settled else None)
-        lines, clones = [f"session {found.name}: {len(found.runs())} runs"], {}
+        lines, clones = [f"session {found.name}{', emptied first' if anew else ''}"], {}
         for role, model in models.items():
             subject = subject_of_model(model, "model_high" if model is model_high else "model_low")
-            lines += [f"{role}: {line}" for line in [*told(model, wish), *checked(found, role, subject, allow=allow_other_base)]]
+            lines += [f"{role}: {line}" for line in told(model, wish)]
+            lines += [] if anew else [f"{role}: {line}" for line in checked(found, role, subject, allow=allow_other_base)]
             clones[role] = Calibrating(wish, role, subject).put_on(model)
+        if anew:
+            empty(found)
         text, low = "\n".join(lines), clones.get(LOW) if model_low is not None else None
         high = None if model_high is None else next(iter(clones.values()))
         return io.NodeOutput(high, low, Calibration(found.folder, found.name), text, ui={"text": (text,)})
@@ -103,23 +107,22 @@ def by_role(high, low) -> dict:
     return {role: model for role, model in ((HIGH, high), (LOW, low)) if model is not None}
 
 
-def open_session(name: str, *, restart: bool) -> Session:
-    """The session of that name, empty when it is new or began anew. Raises PlanError for a name that cannot be a folder's."""
-    session = calibration_files.create(name)
-    if restart:
+def empty(session: Session) -> None:
+    """Begin a session anew, once in a queue: another Calibrate of it there goes on with it."""
+    context = get_executing_context()
+    queue = None if context is None else context.prompt_id
+    if queue is None or _emptied.get(session.folder) != queue:
         session.clear()
-    return session
+        _emptied[session.folder] = queue
 
 
 def checked(session: Session, role: str, subject, *, allow: bool) -> list[str]:
-    """What the user should know of the model against the one that the session was recorded on. Raises SourceError for another base,
-    unless that is allowed."""
-    recorded = session.subject(role)
-    errors, warnings = ([], []) if recorded is None else compare(recorded, subject)
+    """What the user should know of the model against the one that the session was recorded on. Raises SourceError for another base
+    or kind of model, unless that is allowed."""
+    errors, warnings = session.compare(role, subject)
     if errors and not allow:
-        raise SourceError(f"calibrate: session {session.name}: {role}: {'; '.join(errors)}; take a new session, or turn "
-                          "allow_other_base on")
-    return [*(f"another base is allowed: {error}" for error in errors), *warnings]
+        raise SourceError(f"calibrate: session {session.name}: {role}: {'; '.join(errors)}; {ALLOW}")
+    return [*(f"allowed by allow_other_base: {error}" for error in errors), *warnings]
 
 
 def told(model, wish: Wish) -> list[str]:
@@ -127,7 +130,4 @@ def told(model, wish: Wish) -> list[str]:
     modules = linears(model.model.diffusion_model, only_blocks=wish.only_blocks)
     if not modules:
         raise SourceError(f"calibrate: {model_name(model)}: expected linear layers, found none; connect another MODEL")
-    unseen = bypassed(modules)
-    points = points_of([name for name in modules if name not in set(unseen)])
-    return [f"{len(modules) - len(unseen)} of {len(modules)} layers of {model_name(model)} by {len(points)} inputs",
-            *unseen_lines(modules, unseen)]
+    return coming(modules, bypassed(modules), model_name(model))

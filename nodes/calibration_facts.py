@@ -17,6 +17,7 @@ from . import prompt_register
 from .model_role import model_name
 
 ID_DIGITS = 16                                     # 64 bits of a SHA-256: no two of a session's runs meet by chance
+LIST = "Wan22PromptList"
 LONGEST_WAY = 50                                   # nodes between a sampler and its text
 _known: dict[tuple[str, int | None], prompt_register.Entry] = {}   # id of a queue and place in its list -> prompt
 
@@ -54,20 +55,26 @@ def facts_of(asked: Asked) -> tuple[RunFacts, tuple[int, int] | None]:
     facts = RunFacts(prompt_id=known, prompt=texts.get("positive", ""), negative=texts.get("negative", ""), seed=asked.seed,
                      steps=asked.steps, cfg=None if cfg is None else float(cfg), width=width, height=height, frames=frames,
                      image="" if entry is None else entry.image, sampler=sampler_name(asked.sampler),
-                     model=model_name(asked.guider.model_patcher))
+                     model=model_name(asked.guider.model_patcher), part=part_of(asked.sigmas))
     return facts, None if entry is None else prompt_register.place_of(entry)
+
+
+def part_of(sigmas: torch.Tensor) -> str:
+    """`1 to 0.875`: which part of a schedule a run does."""
+    return " to ".join(f"{sigma:.4g}" for sigma in (sigmas[0].item(), sigmas[-1].item())) if len(sigmas) else ""
 
 
 def _entry(asked: Asked) -> prompt_register.Entry | None:
     """The prompt of the Prompt List. A sampler that goes on from another's latent may have any seed, as it draws no noise: it runs
     the prompt of the sampler that had its place in the list."""
-    context = get_executing_context()
+    context, found = get_executing_context(), running()
     here = None if context is None else (context.prompt_id, context.list_index)
-    entry = prompt_register.find(asked.seed, *asked.size, _total_steps() or asked.steps)
-    if here is None:
+    if here in _known and not torch.count_nonzero(asked.noise):
+        return _known[here]
+    lists = None if found is None else [node for node, each in found[0].items() if each.get("class_type") == LIST]
+    entry = prompt_register.find(asked.seed, *asked.size, _total_steps() or asked.steps, lists=lists)
+    if here is None or entry is None:
         return entry
-    if entry is None:
-        return None if torch.count_nonzero(asked.noise) else _known.get(here)
     for other in [other for other in _known if other[0] != here[0]]:
         del _known[other]                          # of a queue that is over
     _known[here] = entry
@@ -81,9 +88,10 @@ def made_id(asked: Asked, cfg: float | None) -> str:
 
 
 def asked_digest(asked: Asked) -> str:
-    """SHA-256 of everything that the positive conditioning holds: text, and image where there is one."""
-    conds = getattr(asked.guider, "original_conds", {}).get("positive", ())
-    told = [name + digest_of(cond[name]) for cond in conds for name in sorted(cond) if isinstance(cond[name], torch.Tensor)]
+    """SHA-256 of everything that the conditionings hold: texts, and image where there is one."""
+    conds = getattr(asked.guider, "original_conds", {})
+    told = [kind + name + digest_of(cond[name]) for kind in ("positive", "negative") for cond in conds.get(kind, ())
+            for name in sorted(cond) if isinstance(cond[name], torch.Tensor)]
     return hashlib.sha256(json.dumps([*told, None if asked.image is None else digest_of(asked.image)]).encode()).hexdigest()
 
 

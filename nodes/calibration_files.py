@@ -20,10 +20,15 @@ def names() -> list[str]:
 
 
 def create(name: str) -> Session:
-    """The session of that name, there already or new. Raises PlanError for a name that some system forbids, or that a file has."""
-    bare = legal_name(name.strip())
+    """The session that Calibrate is to record, there already or new. Raises PlanError, naming the widget, for a name that some
+    system forbids, or that a file has."""
+    try:
+        bare = legal_name(name.strip())
+    except PlanError as cause:
+        raise PlanError(f"calibrate: session: {cause}") from None
     if os.path.isfile(os.path.join(root(), bare)):
-        raise PlanError(f"session {bare!r}: expected a new name or a session's, found a file of that name; choose another")
+        raise PlanError(f"calibrate: session: expected a new name or a session's, found a file of that name, {bare!r}; choose "
+                        "another")
     return Session.create(root(), bare)
 
 

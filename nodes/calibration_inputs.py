@@ -1,13 +1,16 @@
 """A session on the wire as what the engine measures with: inputs by expert, checked against the model, and files of weights."""
 import os
+from collections.abc import Mapping
 
+from ..engine.bases.source import open_source
 from ..engine.calibration import sensitivity_json
+from ..engine.calibration.compare import compare_runs
 from ..engine.calibration.gather import gather
 from ..engine.calibration.layer_inputs import Inputs
 from ..engine.calibration.run import RUNS
 from ..engine.calibration.sensitivity_json import WEIGHTS, path_of
 from ..engine.calibration.session import Session
-from ..engine.calibration.subject import compare, subject_of
+from ..engine.calibration.subject import sample_digest, subject_of
 from ..engine.errors import RecipeError, SourceError
 from ..engine.plans.input_scales import MARGIN
 from . import freshness
@@ -30,26 +33,29 @@ def inputs_of(calibration: Calibration, roles: tuple[str, ...], margin: float = 
 
 
 def checked(calibration: Calibration, plan, roles: tuple[str, ...], *, allow: bool) -> list[str]:
-    """What the user should know of the model against the one that was recorded, a line each. plan: jobs.plan.Plan.
+    """What the user should know of the model against what each run was recorded on, a line each. plan: jobs.plan.Plan.
 
-    Raises SourceError for another base, unless `allow`.
+    Raises SourceError for another base in any run that counts, unless `allow`.
     """
     session, lines = Session.open(calibration.folder), []
     for expert in (expert for expert in plan.experts if expert.role in roles):
-        recorded = session.subject(expert.role)
-        if recorded is None:
+        runs = [run for run in session.runs(expert.role) if run.steps]
+        if not runs:
             continue
-        errors, warnings = compare(recorded, subject_of(expert, plan.recipe))
+        errors, warnings = compare_runs(runs, subject_of(expert, plan.recipe))
         if errors and not allow:
-            raise SourceError(f"calibration {session.name}: {expert.role}: {'; '.join(errors)}")
+            raise SourceError(f"calibration {session.name}: {expert.role}: {'; '.join(errors)}; calibrate this model, or turn "
+                              "allow_other_base on where the node has it")
         lines += [f"{expert.role}: {each}" for each in (*errors, *warnings)]
     return lines
 
 
-def weights_of(calibration: Calibration, roles: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
-    """(role -> path of the imatrix that Sensitivity wrote, lines about it).
+def weights_of(calibration: Calibration, roles: tuple[str, ...],
+               models: Mapping[str, str] | None = None) -> tuple[dict[str, str], list[str]]:
+    """(role -> path of the imatrix that Sensitivity wrote, lines about it). models: role -> path of the base that is quantized.
 
-    Raises RecipeError where it was not written, or something was recorded since, HeaderError where its JSON is damaged.
+    Raises RecipeError where it was not written, or something was recorded since, SourceError where it was made with another base,
+    HeaderError where its JSON is damaged.
     """
     found, lines = {}, []
     for role, inputs in inputs_of(calibration, roles).items():
@@ -59,6 +65,8 @@ def weights_of(calibration: Calibration, roles: tuple[str, ...]) -> tuple[dict[s
         if said.state != inputs.gathered.state:
             raise RecipeError(f"quantize: calibration {calibration.name} has grown since the weights of {role} were made: run "
                               "Sensitivity on it again")
+        if said.weighed and role in (models or {}):
+            _check_base(said.base, models[role], f"calibration {calibration.name}: {role}")
         if said.weighed:
             found[role] = path
             lines.append(f"{role}: columns of {said.weighed} layers weighed by calibration {calibration.name} of {said.samples} "
@@ -68,6 +76,14 @@ def weights_of(calibration: Calibration, roles: tuple[str, ...]) -> tuple[dict[s
     lines += [f"{role}: calibration {calibration.name} has no run of it: all columns count alike" for role in roles
               if not any(line.startswith(f"{role}:") for line in lines)]
     return found, lines
+
+
+def _check_base(made_on: str, path: str, where: str) -> None:
+    """T2V and I2V experts have the same names and widths, so weights of one fit the other, and are wrong there."""
+    with open_source(path, allow_lossy=True) as source:
+        if sample_digest(source) != made_on:
+            raise SourceError(f"quantize: {where}: expected weights made with {os.path.basename(path)}, found those of another "
+                              "base; run Sensitivity with this dit")
 
 
 def remember(node: str, calibration: Calibration) -> None:

@@ -14,13 +14,24 @@ def line(run: Recording, total: int, place: tuple[int, int] | None) -> str:
     return f"step {run.steps}/{total}, {len(run.points)} inputs, {run.calls} calls each, {left // 60}:{left % 60:02d} left"
 
 
-def ending(run: Recording) -> str:
-    """What a finished run recorded, and which layers it did not, and why."""
-    count = len(run.modules)
-    parts = [f"{count - len(run.unseen())} of {count} layers seen by {len(run.points)} inputs, {run.calls} calls each"]
+def coming(modules, unseen, name: str) -> list[str]:
+    """What will be recorded of the model `name`, and what cannot be."""
+    return [f"will record the inputs of {_of(modules, unseen)} of {name}", *unseen_lines(modules, unseen)]
+
+
+def ending(run: Recording, runs: int) -> str:
+    """What a finished run recorded, and which layers it did not, and why. runs: of its expert, that the session has by now.
+
+    Short, as a node's text breaks in a word where it is longer than the node is wide.
+    """
+    parts = [f"{_of(run.modules, run.unseen())}, {runs} run{'s' if runs > 1 else ''}"]
     if run.alone:
         parts.append(f"{some(run.alone)} do not see what layers of their kind share, and count by themselves")
     return "; ".join([*parts, *unseen_lines(run.modules, run.unseen())])
+
+
+def _of(modules, unseen) -> str:
+    return f"{len(modules) - len(unseen)} of {len(modules)} layers" if unseen else f"all {len(modules)} layers"
 
 
 def unseen_lines(modules, unseen) -> list[str]:

@@ -17,6 +17,8 @@ from .plot import FAINT, INK, MARGIN, PAPER, WIDTH
 PLOTS = ("all", "histograms", "amax by block", "top 20")
 BINS = 30
 TITLE, GAP, LINE = 40, 20, 20                       # heights, pixels
+NARROWEST = 1e-9                                   # span of an axis by what lies on it: a bin then holds 10^5 of float64's steps
+TINY = 1e-6                                        # what lies on it counts as at least so much: 0 has no magnitude
 BARS = 150                                         # height of a histogram, pixels
 BAR = (96, 165, 250)
 
@@ -31,23 +33,31 @@ class Drawn:
 
 
 def draw(kind: str, experts: Sequence[Drawn], threshold: float) -> torch.Tensor:
-    """Picture of all experts below each other: (1, height, 960, 3), float32, 0..1. kind: of PLOTS; threshold: of scale_cv."""
-    wanted = [name for name in PLOTS[1:] if kind in (name, PLOTS[0])]
-    parts = [(name, expert) for name in wanted for expert in experts]
-    heights = [TITLE + {"histograms": BARS + 3 * LINE, "amax by block": LINES + 2 * LINE,
-                       "top 20": LINE * (min(TOP, len(expert.rows)) + 2)}[name] for name, expert in parts]
-    image = Image.new("RGB", (WIDTH, sum(heights) + GAP), PAPER)
-    pen, shown = ImageDraw.Draw(image), [series(expert.rows) for expert in experts]
-    for place, (name, expert) in enumerate(parts):
-        top = sum(heights[:place])
+    """Picture of all experts side by side: (1, height, 960 each, 3), float32, 0..1. kind: of PLOTS; threshold: of scale_cv."""
+    bounds = bounds_of([series(expert.rows) for expert in experts])
+    columns = [_column(kind, expert, bounds, threshold) for expert in experts]
+    image = Image.new("RGB", (WIDTH * len(columns), max(column.height for column in columns)), PAPER)
+    for place, column in enumerate(columns):
+        image.paste(column, (WIDTH * place, 0))
+    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255.0)[None]
+
+
+def _column(kind: str, expert: Drawn, bounds: tuple[float, float], threshold: float) -> Image.Image:
+    """One expert. bounds: of the amax axis, of all experts."""
+    names = [name for name in PLOTS[1:] if kind in (name, PLOTS[0])]
+    heights = {"histograms": BARS + 3 * LINE, "amax by block": LINES + 2 * LINE, "top 20": LINE * (min(TOP, len(expert.rows)) + 2)}
+    image = Image.new("RGB", (WIDTH, sum(TITLE + heights[name] for name in names) + GAP), PAPER)
+    pen, top = ImageDraw.Draw(image), 0
+    for name in names:
         pen.text((MARGIN, top + 12), f"{expert.role}: {name}", INK, ImageFont.load_default(18))
         if name == "histograms":
             _histograms(pen, top + TITLE, expert, threshold)
         elif name == "amax by block":
-            draw_chart(pen, top + TITLE, series(expert.rows), bounds_of(shown))
+            draw_chart(pen, top + TITLE, series(expert.rows), bounds)
         else:
             _table(pen, top + TITLE, expert)
-    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255.0)[None]
+        top += TITLE + heights[name]
+    return image
 
 
 def _histograms(pen: ImageDraw.ImageDraw, top: int, expert: Drawn, threshold: float) -> None:
@@ -70,8 +80,8 @@ def _histogram(pen: ImageDraw.ImageDraw, corner: tuple[float, int, float], shown
         pen.text((left, top), f"{title}: nothing to show", FAINT, font)
         return
     low, high = min(values), max(values)
-    span = (high - low) or 1e-6                    # all equal: one bar
-    counts = np.histogram(values, BINS, (low, low + span))[0]
+    span = max(high - low, NARROWEST * max(abs(low), abs(high), TINY))    # all but equal: one bar
+    counts = np.histogram(values, BINS, (low, max(high, low + span)))[0]
     pen.text((left, top), f"{title}: {len(values)} layers, median {figure(float(np.median(values)))}", FAINT, font)
     step = width / BINS
     for place, count in enumerate(counts):
@@ -83,9 +93,11 @@ def _histogram(pen: ImageDraw.ImageDraw, corner: tuple[float, int, float], shown
     if mark is not None and low <= mark <= high:
         x = left + width * (mark - low) / span
         pen.line((x, top + LINE + 20, x, floor), INK, 2)
-        pen.text((x + 4, top + LINE + 18), f"t = {mark:g}: {sum(value >= mark for value in values)} at or above", INK, font)
-    for share, anchor in ((0.0, "la"), (0.5, "ma"), (1.0, "ra")):
-        pen.text((left + share * width, floor + 5), figure(low + share * (high - low)), FAINT, font, anchor=anchor)
+        text, is_right = f"t = {mark:g}: {sum(value >= mark for value in values)} at or above", x > left + width / 2
+        pen.text((x - 4 if is_right else x + 4, top + LINE + 18), text, INK, font, anchor="ra" if is_right else "la")
+    ends = {0.0: "la"} if figure(low) == figure(high) else {0.0: "la", 0.5: "ma", 1.0: "ra"}
+    for share, anchor in ends.items():
+        pen.text((left + share * width, floor + 5), figure(low + share * span), FAINT, font, anchor=anchor)
 
 
 def _table(pen: ImageDraw.ImageDraw, top: int, expert: Drawn) -> None:

@@ -30,7 +30,7 @@ def on_lists(sensitive: Mapping[str, Sensitive], threshold: float) -> list[str]:
 
 def written(session: Session | None, sources: Mapping[str, Source], lists: Mapping[str, str]) -> list[str]:
     """Write what the sources tell, and say where. lists: role -> text for the plans folder. A summary is not written again."""
-    lines = []
+    summaries, texts = [], []
     for role, source in sources.items():
         name = legal_name(f"{source.stem}_summary")
         if source.gathered is not None:
@@ -39,12 +39,13 @@ def written(session: Session | None, sources: Mapping[str, Source], lists: Mappi
         elif not source.is_written:
             write(source.summary, os.path.join(folder_of(CALIBRATION), name))
         if not source.is_written:
-            lines.append(f"{role}: written as {name}.json, which Input Scales lists")
+            summaries.append(f"{name}.json")
         os.makedirs(folder_of(PLANS), exist_ok=True)
         name = legal_name(f"{source.stem}_sensitive.txt")
         write_text(os.path.join(folder_of(PLANS), name), lists[role])
-        lines.append(f"{role}: the list is written as {name}, which Precision Plan lists")
-    return lines
+        texts.append(name)
+    by_node = {"Input Scales": summaries, "Precision Plan": texts}
+    return ["written: " + "; ".join(f"{' and '.join(names)} for {node}" for node, names in by_node.items() if names)]
 
 
 def drawn(role: str, source: Source) -> Drawn:

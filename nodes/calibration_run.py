@@ -72,7 +72,9 @@ class Recording:
         self.steps += 1
 
     def finish(self) -> None:
-        """Sampling returned."""
+        """Sampling returned. A sampler that reported no step at all did all of them as one."""
+        if self._waiting and self._step is None:
+            self.report()
         self.evaluate()
         self.writer.finish()
 

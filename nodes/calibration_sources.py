@@ -1,7 +1,7 @@
 """Where the numbers of Calibration Summary come from: a session, or a log or summary of the original, one for each expert."""
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -57,18 +57,19 @@ def of_file(role: str, name: str, percentile: float | None) -> Source:
     read = log.read(path)
     left = [(read.provided, "give a scale that was not measured"), (read.foreign, "are no line of such a log"),
             (read.broken, "tell an input that is not finite")]
-    lines = (f"{role}: log {name}, {sum(map(len, read.amax.values()))} calls of {len(read.amax)} layers; {UNKNOWN}",
+    lines = (f"{role}: log {name}, {_calls(read)}; {UNKNOWN}",
              *(f"{role}: {count} lines of the log are left out: they {why}" for count, why in left if count))
     return Source(summarize(summary.of_log(read), _columns(percentile)), _stem(name), lines)
 
 
-def of_session(session: Session, roles: Sequence[str], percentile: float | None) -> tuple[dict[str, Source], list[str]]:
-    """Role -> what a session recorded of it, and what to know. roles: with runs."""
+def of_session(session: Session, roles: Sequence[str], percentile: float | None,
+               known: Collection[str]) -> tuple[dict[str, Source], list[str]]:
+    """Role -> what a session recorded of it, and what to know. roles: with runs; known: of which it need have none."""
     gathered = {role: gather(session, role) for role in roles}
     passes = {role: by_pass(each) for role, each in gathered.items()}
     summaries = {role: summarize(summary.of_session(each), _columns(percentile)) for role, each in passes.items()}
     found = {role: Source(summaries[role], f"{session.name}_{role}", gathered=each) for role, each in gathered.items()}
-    return found, tell.about(session, gathered, passes)
+    return found, tell.about(session, gathered, passes, known)
 
 
 def collect(session: Session | None, logs: tuple[str, str], wanted: Sequence[str],
@@ -82,7 +83,10 @@ def collect(session: Session | None, logs: tuple[str, str], wanted: Sequence[str
     chosen = chosen_files(*logs, wanted or recorded)
     found, lines = {}, []
     if roles := [role for role in wanted or recorded if role in recorded and role not in chosen]:
-        found, lines = of_session(session, roles, percentile)
+        foreign = [role for role in PAIR if wanted and role not in wanted]
+        found, lines = of_session(session, roles, percentile, {*chosen, *foreign})
+    if list(chosen) == [PAIR[0]] and not (wanted or recorded):             # nothing says that there is a second expert
+        lines.append(f"{chosen[PAIR[0]]} is taken as {PAIR[0]}; connect dit for a model of one file")
     for role, name in chosen.items():
         found[role] = of_file(role, name, percentile)
         lines += found[role].lines
@@ -120,6 +124,12 @@ def state(names: Sequence[str]) -> str:
 
 def _columns(percentile: float | None) -> tuple[float, ...]:
     return PERCENTILES if percentile is None else (*PERCENTILES, percentile)
+
+
+def _calls(read: log.Log) -> str:
+    """A call has a line for each layer that it reached."""
+    counts = sorted({len(values) for values in read.amax.values()})
+    return f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} calls of each of {len(read.amax)} layers"
 
 
 def _stem(name: str) -> str:

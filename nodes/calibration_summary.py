@@ -7,6 +7,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..engine.calibration.sensitive import THRESHOLD, as_lines, by_original_rule
 from ..engine.calibration.session import Session
+from ..engine.calibration.tell import joined
 from ..engine.jobs.plan import plan_recipe
 from ..engine.plans.input_scales import MARGIN
 from . import calibration_files, calibration_sources, plan_files, sockets
@@ -103,6 +104,7 @@ class Wan22CalibrationSummary(io.ComfyNode):
         lines += on_lists(sensitive, cv_threshold)
         if write_files:
             lines += written(opened, sources, {role: as_lines({role: each}, cv_threshold) for role, each in sensitive.items()})
+        lines = joined(lines)
         shown = [drawn(role, source) for role, source in sources.items()]
         picture = draw(plot, shown, cv_threshold)
         text = "\n".join([*lines, *(line for each in shown for line in ("", each.role, *tabled(each)))])

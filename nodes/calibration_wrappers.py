@@ -6,7 +6,7 @@
 Nothing that is sampled changes: inputs are looked at, never replaced, and no random number is drawn from torch's own generators.
 """
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -14,12 +14,13 @@ from server import PromptServer
 
 from ..engine.calibration.session import RunWriter, Session
 from ..engine.calibration.subject import Subject
-from ..engine.errors import SourceError
+from ..engine.errors import MergeError, SourceError
 from .calibration_facts import Asked, digest_of, facts_of
 from .calibration_hooks import linears
 from .calibration_lines import ending, line
 from .calibration_run import Recording
 from .calibration_settled import has_settled
+from .calibration_subject import subject_of_model
 
 WRAPPER = "wan22_master.calibrate"
 COMPILED = "torch_compile_kwargs"                  # comfy_api/torch_helpers/torch_compile.py
@@ -64,10 +65,11 @@ class Calibrating:
     def __init__(self, wish: Wish, role: str, subject: Subject):
         self.wish, self.role, self.subject = wish, role, subject
         self._run: Recording | None = None
+        self._patches = None                       # of the MODEL that it was put on
 
     def put_on(self, model):
         """A clone of `model` that is recorded; a former Calibrate on it is replaced."""
-        clone = model.clone()
+        clone, self._patches = model.clone(), model.patches_uuid
         for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, self.sample), (WrappersMP.PREDICT_NOISE, self.evaluate),
                               (WrappersMP.DIFFUSION_MODEL, self.forward)):
             clone.remove_wrappers_with_key(kind, WRAPPER)
@@ -97,14 +99,22 @@ class Calibrating:
         self._run = run
         try:
             sampled = executor(noise, latent, sampler, sigmas, denoise_mask, after_step, *rest, **more)
-            run.finish()
         except BaseException:
             run.give_up()
             raise
         finally:
             self._run = None
-        self.say(f"{self._where(place)}: {ending(run)}")
+        self.say(f"{self._where(place)} {self._finished(run, session)}")
         return sampled
+
+    def _finished(self, run: Recording, session: Session) -> str:
+        """End the recording. What goes wrong then, as on a full disk, must not take the sampled latent with it: it is told, and the
+        steps that were written count."""
+        try:
+            run.finish()
+            return f"done: {ending(run, len(session.runs(self.role)))}"
+        except (MergeError, OSError) as cause:
+            return f"is sampled, but its record could not be ended: {cause}; its steps count as of an unfinished run"
 
     def evaluate(self, executor, *args, **kwargs):
         """One evaluation by the sampler."""
@@ -127,8 +137,10 @@ class Calibrating:
         modules = linears(model.model.diffusion_model, only_blocks=self.wish.only_blocks)
         log = os.path.join(self.wish.folder, f"{self.role}.log") if self.wish.log else None
 
+        subject = self.subject if model.patches_uuid == self._patches else repatched(self.subject, model)
+
         def begin(points) -> RunWriter:
-            writer = session.begin_run(self.role, self.subject, facts, points, allow_other_base=self.wish.allow_other_base)
+            writer = session.begin_run(self.role, subject, facts, points, allow_other_base=self.wish.allow_other_base)
             return budgeted(writer, self.wish.tokens)
 
         return Recording(modules, begin, log)
@@ -152,6 +164,12 @@ class Calibrating:
     def _where(self, place) -> str:
         prompt = "" if place is None else f"prompt {place[0]}/{place[1]}, "
         return f"{prompt}{self.role}"
+
+
+def repatched(subject: Subject, model) -> Subject:
+    """The subject with what a loader behind Calibrate put on its MODEL: wrappers come along with a clone."""
+    found = subject_of_model(model, "model")
+    return replace(subject, loras=found.loras, recipe=found.recipe)
 
 
 def budgeted(writer: RunWriter, tokens: int) -> RunWriter:

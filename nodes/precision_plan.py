@@ -54,7 +54,7 @@ class Wan22PrecisionPlan(io.ComfyNode):
         reports = Path(reports_folder())
         with (stoppable() as wish, plan_recipe(recipe_of(dit, device=device_for("auto")), reports, should_stop=wish) as plan,
               watched(cls.hidden.unique_id, plan.device.torch_device.type) as watch):
-            doubts = () if calibration is None else checked(calibration, plan, dit.roles, allow=False)
+            doubts = () if calibration is None else checked(calibration, plan, dit.roles, allow=bool(asked.get("allow_other_base")))
             solved = solve(plan, request, reports=reports, calibration=inputs, should_stop=watch.should_stop,
                            on_progress=watch.on_progress)
             solved = replace(solved, plan=replace(solved.plan, title=title_of(solved.plan, asked),

@@ -123,4 +123,6 @@ def _calibrated() -> list[io.Input]:
         io.Boolean.Input("full_precision_measured", default=False, optional=True, advanced=True,
                          tooltip="With a calibration: layers whose output error is more than doubled by rounding their input are "
                                  "multiplied in 16 bit. Slower, so it is yours to choose."),
+        io.Boolean.Input("allow_other_base", default=False, optional=True, advanced=True,
+                         tooltip="Take a calibration that was recorded on another base, as another maker's FP8 of this one."),
     ]

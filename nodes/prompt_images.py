@@ -1,6 +1,9 @@
 """Start images for a list of prompts: files of a folder below ComfyUI's input folder, or a batch that is connected."""
 import hashlib
 import os
+from collections.abc import Iterable
+from dataclasses import replace
+from types import MappingProxyType
 
 import folder_paths
 import torch
@@ -14,17 +17,27 @@ from ..engine.system import hash_file
 
 
 class FolderImages:
-    """Image files of one folder, not of those in it. folder: relative to ComfyUI's input folder; "." is that folder itself."""
+    """Image files of one folder, not of those in it, and others that lines state. folder: relative to ComfyUI's input folder; "."
+    is that folder itself. stated: paths as lines have them; known: those of them that are there -> name, relative to the folder."""
 
     are_files = True
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, stated: Iterable[str] = ()):
         root = folder_paths.get_input_directory()
         self.folder, self._path = folder, os.path.join(root, folder)
         if not folder_paths.is_within_directory(root, self._path):   # a workflow of anybody may name ../../anything
             raise RecipeError(f"prompt list: image_folder: expected a folder inside ComfyUI's input folder, found {folder!r}")
         if not os.path.isdir(self._path):
             raise RecipeError(f"prompt list: image_folder: no folder {folder!r} in ComfyUI's input folder; make it, or correct it")
+        names = set(self.names)
+        self.known = {path: name for path in stated if path not in names and (name := self._stated(root, path))}
+
+    @property
+    def looked(self) -> str:
+        """Where images are looked for, in words."""
+        if os.path.normpath(self.folder) == ".":
+            return "ComfyUI's input folder, by path and by name"
+        return f"ComfyUI's input folder by path, nor in its folder {self.folder} by name"
 
     @property
     def names(self) -> list[str]:
@@ -42,8 +55,17 @@ class FolderImages:
 
     def states(self) -> tuple:
         """Changes when an image was added, taken away or replaced."""
-        found = ((name, os.stat(self._inside(name))) for name in sorted(self.names))
+        found = ((name, os.stat(self._inside(name))) for name in sorted({*self.names, *self.known.values()}))
         return tuple((name, status.st_size, status.st_mtime_ns) for name, status in found)
+
+    def _stated(self, root: str, path: str) -> str | None:
+        """Name of the image that lies at that path in ComfyUI's input folder; None for none there, or one outside of it."""
+        full = os.path.join(root, path.replace("\\", "/"))
+        if not folder_paths.is_within_directory(root, full) or not os.path.isfile(full):
+            return None
+        if not folder_paths.filter_files_content_types([full], ["image"]):
+            return None
+        return os.path.relpath(full, self._path).replace(os.sep, "/")
 
     def _inside(self, name: str) -> str:
         path = os.path.join(self._path, name)
@@ -56,6 +78,8 @@ class BatchImages:
     """Images of one tensor (number, height, width, channels), called image 1, image 2 and so on."""
 
     are_files = False
+    known = MappingProxyType({})                   # whatever lines state: its images have no names
+    looked = "the images that are connected"
 
     def __init__(self, batch: torch.Tensor):
         self._images = {f"image {place}": batch[place - 1:place] for place in range(1, len(batch) + 1)}
@@ -84,12 +108,12 @@ def images_for(found: PromptFile, batch: torch.Tensor | None, folder: str) -> Im
                           "the link off images")
     if batch is not None:
         return BatchImages(batch)
-    if folder.strip():
-        return FolderImages(folder.strip())
-    return FolderImages(".") if any(line.image for line in found.lines) else None
+    stated = [line.image for line in found.lines if line.image]
+    return FolderImages(folder.strip() or ".", stated) if folder.strip() or stated else None
 
 
 def paired(found: PromptFile, images: Images, way: str, folder: str) -> Pairing:
     """`pair`; without a folder's name only what lines state is taken of ComfyUI's input folder, which is full of other things."""
     whole = not images.are_files or folder.strip()
-    return pair(found, images.names, way if whole else BY_OPTION, are_files=images.are_files)
+    made = pair(found, images.names, way if whole else BY_OPTION, are_files=images.are_files, known=images.known)
+    return replace(made, looked=images.looked)

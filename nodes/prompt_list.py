@@ -93,7 +93,8 @@ def with_images(found: PromptFile, made: list[Entry], images, asked: dict) -> tu
     pairing = prompt_images.paired(found, images, asked["pair"], asked["image_folder"])
     left_out, told = settle(found, pairing, asked["on_missing_image"])
     if len(left_out) == len(made):
-        raise RecipeError(f"{found.name}: no prompt has a start image, so none is left; check pair, --i and image_folder")
+        raise RecipeError(f"{found.name}: no prompt has a start image in {images.looked}, so none is left; check pair, --i and "
+                          "image_folder")
     digests = {name: images.digest(name) for name in set(pairing.images.values())}
     given = [replace(entry, image=name, image_digest=digests[name]) if (name := pairing.images.get(entry.place)) else entry
              for entry in made if entry.place not in left_out]
@@ -115,8 +116,7 @@ def summary(found: PromptFile, chosen: list[Entry], skipped: int) -> list[str]:
     if not chosen:
         return [*lines, "nothing is left to run: the nodes behind this one are left out, Calibration Summary too where its after "
                         "comes from the sampler: disconnect after to go on, or turn skip_done off to run prompts again"]
-    tokens = sorted({entry.tokens for entry in chosen})
-    lines.append(f"{' to '.join(map(str, dict.fromkeys((tokens[0], tokens[-1]))))} tokens a forward pass (14B models)")
+    lines += [prompt_list.costs(chosen), *prompt_list.repeated(chosen)]
     if odd := prompt_list.odd_for_5b(chosen):
         lines.append(f"{len(odd)} of them with a width or height that is no multiple of {prompt_list.SIDE_5B}: for the 14B models, "
                      "not for the 5B")

@@ -42,7 +42,7 @@ def inputs(files: list[str]) -> list:
                        tooltip="For skip_done: who must have finished a prompt. A model of one file is known by itself."),
         io.String.Input("image_folder", default="",
                         tooltip="Start images: a folder in ComfyUI's input folder, or . for that itself. Empty: only what --i "
-                                "names there."),
+                                "names there, by its path or its name."),
         io.Combo.Input("pair", options=list(WAYS), default=WAYS[0],
                        tooltip="auto: by --i where a line has it, the others by the number in the image's name, as shot_007.png "
                                "for the 7th prompt, else in order. A connected batch goes in order."),

@@ -4,7 +4,7 @@ Text does not reach a sampler, only what the text encoder made of it. But a samp
 its own; with the size it tells prompts apart. Where two prompts answer to one run, none is named: a wrong name would let skip_done
 leave out a prompt that was never recorded.
 """
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from ..engine.calibration.prompt_list import Entry
 
@@ -20,13 +20,16 @@ def remember(entries: Iterable[Entry], owner: str = "") -> None:
         del _lists[next(iter(_lists))]
 
 
-def find(seed: int | None, width: int, height: int, frames: int, steps: int | None = None) -> Entry | None:
+def find(seed: int | None, width: int, height: int, frames: int, steps: int | None = None, *,
+         lists: Collection[str] | None = None) -> Entry | None:
     """The prompt of a sampler's run; None when no prompt, or more than one, is like it.
 
     width, height, frames: of the video, or a latent's times the VAE's factors: the same, as a prompt's sizes are multiples of them.
-    steps: of the whole schedule, or those of one expert, who runs a part of them; None when they are not known.
+    steps: of the whole schedule, or those of one expert, who runs a part of them; None when they are not known. lists: node ids of
+    the Prompt Lists that count, those of the graph that runs: another's prompts may have the same seeds; None: all.
     """
-    like = [entry for entry in _all() if (entry.seed, entry.width, entry.height, entry.frames) == (seed, width, height, frames)]
+    wanted = (seed, width, height, frames)
+    like = [entry for entry in _all(lists) if (entry.seed, entry.width, entry.height, entry.frames) == wanted]
     exact = [entry for entry in like if steps in (None, entry.steps)]
     found = {entry.prompt_id: entry for entry in exact or [entry for entry in like if steps < entry.steps]}
     return next(iter(found.values())) if len(found) == 1 else None
@@ -39,5 +42,5 @@ def place_of(wanted: Entry) -> tuple[int, int] | None:
     return found[0] if len(found) == 1 else None
 
 
-def _all() -> list[Entry]:
-    return [entry for entries in _lists.values() for entry in entries]
+def _all(lists: Collection[str] | None) -> list[Entry]:
+    return [entry for owner, entries in _lists.items() if lists is None or owner in lists for entry in entries]

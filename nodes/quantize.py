@@ -9,7 +9,7 @@ from ..engine.recipes.output import FAST, SIXTEEN
 from ..quant.formats import FORMATS
 from . import freshness, sockets
 from .bakeable import told
-from .calibration_inputs import remember, weights_of
+from .calibration_inputs import remember
 from .handles import Calibration, Job, Output
 from .model_handle import AS_INTENDED, AS_SAMPLED, ModelDit
 from .model_role import model_name, role_of_model
@@ -17,6 +17,7 @@ from .model_source import open_model
 from .plan_files import NONE
 from .preview_adapter import preview_of
 from .quantize_output import IMATRICES, asked, check_once, describe, more_inputs
+from .weighed_columns import weights_in
 
 FIRST = next(iter(FORMATS))                        # what most people want, offered first
 ACTIVATIONS = {"fast, uncalibrated": FAST, "16-bit": SIXTEEN}
@@ -88,7 +89,7 @@ class Wan22Quantize(io.ComfyNode):
             raise RecipeError("quantize: more comes from another model or merge, or names another expert of it; chain only "
                               "Quantize nodes with the same dit or MODEL, and for a MODEL the same experts")
         roles, earlier = chosen_roles(model, experts), more.outputs if more else ()
-        weights, weighed = weights_from(calibration, roles, settings)
+        weights, weighed = weights_from(calibration, roles, settings, model)
         if calibration is not None:
             remember(cls.hidden.unique_id, calibration)
         output = asked(model, Output(format, ACTIVATIONS[activations], roles),
@@ -99,14 +100,17 @@ class Wan22Quantize(io.ComfyNode):
         return io.NodeOutput(Job(model, outputs), estimate, ui={"text": (estimate,)})
 
 
-def weights_from(calibration: Calibration | None, roles: tuple[str, ...], settings: dict) -> tuple[dict[str, str], list[str]]:
-    """(role -> imatrix of a calibration, lines about it). settings: other widgets. Raises RecipeError beside an imatrix file."""
+def weights_from(calibration: Calibration | None, roles: tuple[str, ...], settings: dict,
+                 dit) -> tuple[dict[str, str], list[str]]:
+    """(role -> imatrix of a calibration, lines about experts without one). settings: other widgets.
+
+    Raises RecipeError beside an imatrix file."""
     if calibration is None:
         return {}, []
     named = [name for name in IMATRICES if (settings.get(name) or NONE) != NONE]
     if named:
         raise RecipeError(f"quantize: calibration and {named[0]} both say how much columns count; leave one of them out")
-    return weights_of(calibration, roles)
+    return weights_in(calibration, roles, {} if isinstance(dit, ModelDit) else dict(dit.experts))
 
 
 def taken(model, unsampled: str, experts: str = ALL) -> tuple[object, str | None, list[str]]:

@@ -1,6 +1,5 @@
 """What a Quantize node asks for, as an output of a recipe: its widgets, a plan, scales; and that in words."""
 import json
-import os
 from collections import Counter
 from dataclasses import asdict, replace
 
@@ -21,6 +20,7 @@ from .block_layers import check_plan, check_scales, layers_in, layers_of
 from .handles import Output
 from .machine import line
 from .model_source import sources_of
+from .weighed_columns import weighed_lines
 
 UNCALIBRATED = "uncalibrated: the error of small activations is unknown, harmless above rms 0.03, 6 % at 0.01"
 FP8 = "float8_e4m3fn"
@@ -118,14 +118,15 @@ def describe(dit, output: Output) -> list[str]:
     """One output in words: experts, formats, input scales, and what this machine makes of each format."""
     found = parse_output(output.as_json())
     name = found.label if output.experts == ("model",) else f"{found.label} for {' and '.join(output.experts)}"
+    columns = [f"  {told}" for told in weighed_lines(found, _layers(dit, output.experts))] if found.imatrix else []
     if found.container == GGUF:
-        return _of_gguf(found, name)
+        return _of_gguf(found, name) + columns
     if found.format not in QUANTIZED:
-        return [name]
+        return [name, *columns]
     slow = found.activations == SIXTEEN and not found.input_amax
     others = {form for layers in found.layers.values() for form in layers.values()} - {KEEP}
     lines = [f"{name}{', 16-bit activations: smaller, not faster' if slow else ''}; needs {newest({found.format, *others})}"]
-    lines += [f"  {line(form, full_precision=slow)}" for form in dict.fromkeys([found.format, *sorted(others)])]
+    lines += [f"  {line(form, full_precision=slow)}" for form in dict.fromkeys([found.format, *sorted(others)])] + columns
     if found.input_amax:
         for role, layers in _layers(dit, output.experts).items():
             lines += [f"  {told}" for told in _scaled(found, role, layers)]
@@ -134,13 +135,11 @@ def describe(dit, output: Output) -> list[str]:
 
 
 def _of_gguf(found: RecipeOutput, name: str) -> list[str]:
-    """A GGUF file: what it needs, and what is weighed."""
+    """A GGUF file, and what it needs."""
     lines = [f"{name}: a .gguf file for ComfyUI-GGUF, on any card: weights become 16 bit at every step, smaller, not faster; a "
              "LoRA put on it is added to them exactly"]
     if found.input_amax:
         lines.append("  input scales change nothing in it")
-    if found.imatrix:
-        lines.append(f"  columns weighed by {', '.join(os.path.basename(path) for path in found.imatrix.values())}")
     return lines
 
 

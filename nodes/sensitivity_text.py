@@ -3,9 +3,11 @@ from collections.abc import Mapping
 
 from ..engine.calibration.layer_errors import FormatErrors, LayerErrors, share_helped
 from ..engine.jobs.sensitivity import Assessed
+from ..engine.precision import KEEP
 
 WORST = 8                                          # layers of an expert that are named
-COLUMNS = ("weights only", "weighted", "input rounded too")
+KEPT = "kept (bf16)"                               # how KEEP reads where formats stand
+COLUMNS = ("weights", "weighted", "and inputs")   # rounded: the weight, the same by the weighted search, and the input too
 
 
 def lines(assessed: Assessed) -> list[str]:
@@ -17,7 +19,7 @@ def lines(assessed: Assessed) -> list[str]:
     tokens = sorted(found.count for found in seen.values())[len(seen) // 2]
     told = [f"{assessed.role}: {len(seen)} of {len(assessed.layers)} layers, {inputs.prompts} prompts, {tokens} held-out tokens of "
             "most layers",
-            f"  error of the output  {'  '.join(COLUMNS)}   worst layer"]
+            f"  output error     {'  '.join(COLUMNS)}  worst layer"]
     names = dict.fromkeys(name for found in seen.values() for name in found.formats)
     told += [_of_format(name, {layer: found.formats[name] for layer, found in seen.items() if name in found.formats})
              for name in names]
@@ -40,7 +42,7 @@ def _of_format(name: str, found: Mapping[str, FormatErrors]) -> str:
     cells = [f"{_rms(column):.4f}" if column else "-" for column in columns]
     worst = max(found, key=lambda layer: found[layer].error(name, full_precision=False))
     padded = "  ".join(cell.rjust(len(title)) for cell, title in zip(cells, COLUMNS, strict=True))
-    return f"  {name:<19}  {padded}   {worst} {found[worst].error(name, full_precision=False):.4f}"
+    return f"  {KEPT if name == KEEP else name:<15}  {padded}  {worst} {found[worst].error(name, full_precision=False):.3f}"
 
 
 def _weighing(seen: Mapping[str, LayerErrors]) -> list[str]:

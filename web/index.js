@@ -21,7 +21,7 @@ const NARROWEST = {
   Wan22LoraPair: 360, Wan22LoraList: 420, Wan22ImportLoraStack: 360, Wan22Quantize: 380, Wan22MergeCheckpoints: 360, Wan22RecipeLoad: 420, Wan22RecipeSave: 360,
   Wan22MergePreview: 380, Wan22LoraConvert: 380, Wan22LoraMerge: 380, Wan22LoraExtract: 380, Wan22LoraGated: 360,
   Wan22PrecisionPlan: 440, Wan22InputScales: 380, Wan22Inspect: 420,
-  Wan22PromptList: 420, Wan22Calibrate: 380, Wan22CalibrationSummary: 440, Wan22Sensitivity: 440,
+  Wan22PromptList: 420, Wan22Calibrate: 380, Wan22CalibrationSummary: 620, Wan22Sensitivity: 580,
 };
 
 const LEAST = 60;

@@ -16,7 +16,8 @@ EXACT = ("bf16", "fp16", "fp32")                   # what models are made in: no
 COSTS = {"Q8_0": 0.0054, "int8_tensorwise": 0.0079, "Q6_K": 0.017, "float8_e4m3fn": 0.026, "mxfp8": 0.027, "Q5_1": 0.033,
          "Q5_K": 0.034, "Q5_0": 0.040, "float8_e5m2": 0.053, "Q4_1": 0.069, "Q4_K": 0.070, "asym_w4a8_int8": 0.071,
          "IQ4_NL": 0.073, "IQ4_XS": 0.074, "Q4_0": 0.081, "nvfp4": 0.095, "convrot_w4a4": 0.113, "Q3_K": 0.144, "Q2_K": 0.259}
-
+OTHER_RULES = ("the LoRAs and strengths are those that were recorded, but they are merged by other rules (methods, combination, "
+               "factors by block, or checkpoints mixed in)")
 
 Loras = tuple[tuple[str, str, float], ...]
 
@@ -24,21 +25,47 @@ Loras = tuple[tuple[str, str, float], ...]
 def compare(recorded: Subject, wanted: Subject) -> tuple[list[str], list[str]]:
     """(errors, warnings): what keeps a record from serving, and what to tell where it may.
 
-    Another base is an error, which a caller may let the user allow; other LoRAs, strengths or rules, another task or size, and
-    another format that ran are warnings that name the difference.
+    Another base is an error, which a caller may let the user allow, and says how; other LoRAs, strengths or rules, another task or
+    size, and another format that ran are warnings that name the difference.
     """
-    errors, warnings = [], []
+    errors, loras, warnings = _differences(recorded, wanted)
+    return errors, loras + warnings
+
+
+def compare_runs(runs: "Iterable[Run]", wanted: Subject) -> tuple[list[str], list[str]]:
+    """`compare` of what each of one expert's runs was recorded on: what is so in some of them alone says in how many."""
+    subjects = Counter(run.subject for run in runs)
+    total, (errors, loras, warnings) = subjects.total(), (Counter(), Counter(), Counter())
+    for subject, count in subjects.items():
+        wrong, other, rest = _differences(subject, wanted)
+        errors += Counter(dict.fromkeys(wrong, count))
+        loras += Counter({tuple(other): count} if other else {})
+        warnings += Counter(dict.fromkeys(rest, count))
+    said = []
+    for lines, count in loras.items():
+        said += lines if count == total else [f"{count} of {total} runs were recorded with other LoRAs: {'; '.join(lines)}"]
+    return _counted(errors, total), said + _counted(warnings, total)
+
+
+def _counted(lines: Counter, total: int) -> list[str]:
+    return [line if count == total else f"{count} of {total} runs: {line}" for line, count in lines.items()]
+
+
+def _differences(recorded: Subject, wanted: Subject) -> tuple[list[str], list[str], list[str]]:
+    """(errors, other LoRAs and strengths, other warnings)."""
+    errors, loras, warnings = [], [], []
     is_same, is_sure, differing = _best(recorded, wanted)
     if not is_same:
-        errors.append(f"calibration: expected a record of {wanted.base_name}, found one of {recorded.base_name}, another base"
-                      f"{'' if is_sure else ' by its name'}; calibrate this model, or allow another base")
+        errors.append(f"expected a record of {wanted.base_name}, found one of {recorded.base_name}, another base"
+                      f"{'' if is_sure else ' by its name'}")
     elif differing is not None:
-        warnings += _loras(*differing)
+        loras = _loras(*differing)
+        warnings += [] if loras else [OTHER_RULES]
     if is_same and not is_sure:
         warnings.append(f"the base is known by its name and layout alone, {wanted.base_name}: it may be another file")
     warnings += [f"recorded on {what} {before}, this is {now}" for what, before, now in (
         ("task", recorded.task, wanted.task), ("size", recorded.size, wanted.size)) if before and now and before != now]
-    return errors, warnings + _stored_as(recorded, wanted)
+    return errors, loras, warnings + _stored_as(recorded, wanted)
 
 
 def _best(recorded: Subject, wanted: Subject) -> tuple[bool, bool, tuple[Loras, Loras] | None]:
@@ -67,7 +94,7 @@ def _same_base(one: str, other: str) -> tuple[bool, bool]:
 
 
 def _loras(recorded: Loras, wanted: Loras) -> list[str]:
-    """In which LoRAs and strengths two recipes on one base differ."""
+    """In which LoRAs and strengths two recipes on one base differ; none where they do in rules alone."""
     (before, now), said = (_strengths(recorded), _strengths(wanted)), []
     for sha256, (name, strengths) in {**now, **before}.items():
         if sha256 not in now:
@@ -76,9 +103,6 @@ def _loras(recorded: Loras, wanted: Loras) -> list[str]:
             said.append(f"{name} at {_shown(strengths)} is in this merge, not in what was recorded")
         elif strengths != now[sha256][1]:
             said.append(f"{name}: recorded at strength {_shown(strengths)}, merged here at {_shown(now[sha256][1])}")
-    if not said:
-        said = ["the LoRAs and strengths are those that were recorded, but they are merged by other rules (methods, combination, "
-                "factors by block, or checkpoints mixed in)"]
     return said
 
 

@@ -11,6 +11,9 @@ from dataclasses import asdict, dataclass
 
 from ..plans.cards import FLOATS, INTS
 
+# The mean of 32 tokens' squared errors is known to a fifth of itself.
+LEAST_JUDGES = 32
+
 
 @dataclass(frozen=True)
 class FormatErrors:
@@ -45,13 +48,23 @@ class LayerErrors:
 
     @property
     def gain(self) -> float | None:
-        """Geometric mean over the formats that weigh of weighted / plain error; None where none does. Under 1 weighing helps."""
+        """Geometric mean over the formats that weigh of weighted / plain error; None where none does, or where fewer than
+        LEAST_JUDGES tokens would say so. Under 1 weighing helps."""
+        if self.count < LEAST_JUDGES:
+            return None
         ratios = [math.log(each.weighted / each.weights) for each in self.formats.values() if each.weighted and each.weights]
         return math.exp(sum(ratios) / len(ratios)) if ratios else None
 
     @property
     def weighing_helps(self) -> bool:
         return self.gain is not None and self.gain < 1.0
+
+    def error(self, form: str, *, full_precision: bool) -> float:
+        """Of the product as it is computed from the file, in which columns count as mean x² says where that helps."""
+        found = self.formats[form]
+        unrounded = found.rounded is None or (full_precision and form not in INTS)
+        weighted = found.weighted if self.weighing_helps and found.weighted is not None else found.weights
+        return weighted if unrounded else found.rounded
 
     def to_json(self) -> dict:
         return asdict(self)

@@ -1,7 +1,9 @@
 """What a trial of formats takes from a session: for each layer the tokens that judge, the weights from the other half, and amax.
 
-One half of the calls gives mean x² (the weights of a search), tokens of the other half give output errors: Gathered keeps the
-halves apart, so no token is on both sides.
+One half of the calls gives mean x² (the weights of a search), tokens of the other half give output errors. Gathered keeps the
+halves apart, and no kept token is on both sides; but text is the same at every step, and some of it in every prompt, so that the
+few tokens that judge k and v of the cross-attention may have been in the other half's sums. Too few decide nothing
+(layer_errors.py).
 """
 from dataclasses import dataclass
 from functools import cached_property

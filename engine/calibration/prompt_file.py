@@ -29,6 +29,7 @@ CFG, TEXT = ("l", "g"), {"n": "negative", "i": "image"}
 UNUSED = {"fs": "flow shift", "ei": "end image", "cn": "control video", "ci": "control image", "cim": "control mask",
           "of": "one frame inference",             # known to musubi-tuner
           "": "text behind a -- that stands alone"}
+MEANT = {"seed": "d", "steps": "s", "width": "w", "height": "h", "cfg": "l", "frames": "f", "negative": "n", "image": "i"}
 SWALLOWED = re.compile(r"(?:^|\S|\t)--(?:[whfdslgin]|fs|ei|cn|ci|cim|of)\s", re.ASCII)   # not behind a blank: no option
 
 
@@ -140,5 +141,11 @@ def _kept(name: str, lines: list[PromptLine]) -> list[str]:
         for flag, value in line.kept:
             found.setdefault(flag, []).append((line.number, value))
     return [f"{name}: line {places[0][0]}{f' and {len(places) - 1} more' if len(places) > 1 else ''}: --{flag} "
-            f"({UNUSED.get(flag, 'unknown')}) is kept, and not used{f': {places[0][1][:60]}' if places[0][1] else ''}"
+            f"({UNUSED.get(flag) or _unknown(flag)}) is kept, and not used{f': {places[0][1][:60]}' if places[0][1] else ''}"
             for flag, places in found.items()]
+
+
+def _unknown(flag: str) -> str:
+    """Of an option that musubi-tuner has not; a word that one of its letters stands for names that."""
+    word = flag.partition("=")[0].lower()
+    return f"unknown: {word} is --{MEANT[word]}" if word in MEANT else "unknown"

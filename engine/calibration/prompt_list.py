@@ -69,7 +69,15 @@ class Entry:
     @property
     def tokens(self) -> int:
         """Tokens of one forward pass of a 14B model."""
-        return ((self.frames - 1) // FRAMES + 1) * (self.width // SIDE) * (self.height // SIDE)
+        return self._tokens(SIDE)
+
+    @property
+    def tokens_5b(self) -> int:
+        """The same of the 5B; 0 for a size that it does not take."""
+        return 0 if self.width % SIDE_5B or self.height % SIDE_5B else self._tokens(SIDE_5B)
+
+    def _tokens(self, side: int) -> int:
+        return ((self.frames - 1) // FRAMES + 1) * (self.width // side) * (self.height // side)
 
 
 def entries(found: PromptFile, defaults: Defaults, preset: str = AS_GIVEN) -> list[Entry]:
@@ -113,7 +121,23 @@ def low_cost(entry: Entry) -> Entry:
 
 def odd_for_5b(found: Iterable[Entry]) -> list[int]:
     """Places of the entries whose sizes the 14B models take and the 5B does not."""
-    return [entry.place for entry in found if entry.width % SIDE_5B or entry.height % SIDE_5B]
+    return [entry.place for entry in found if not entry.tokens_5b]
+
+
+def costs(found: list[Entry]) -> str:
+    """Tokens of one forward pass, least to most, in words. found: at least one."""
+    counts = {entry.tokens for entry in found}, {entry.tokens_5b for entry in found} - {0}
+    whole, *small = (" to ".join(map(str, sorted({min(each), max(each)}))) for each in counts if each)
+    return f"{whole} tokens a forward pass of a 14B model{f', {small[0]} of the 5B' if small else ''}"
+
+
+def repeated(found: Iterable[Entry]) -> list[str]:
+    """Which prompts are one run, seed and all: a session counts them once."""
+    places: dict[str, list[int]] = {}
+    for entry in found:
+        places.setdefault(entry.prompt_id, []).append(entry.place)
+    return [f"prompts {', '.join(map(str, each[:-1]))} and {each[-1]} are one run, seed and all, and count once: give each its --d"
+            for each in places.values() if len(each) > 1]
 
 
 def done(runs: Iterable[Run], experts: tuple[str, ...] = EXPERTS) -> set[str]:

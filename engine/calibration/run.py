@@ -22,7 +22,8 @@ FOLDER = re.compile(r"(\d+)_(.+)")
 class RunFacts:
     """What was asked of a run. prompt_id: tells prompts apart, "" where a run is none of another's; seed, cfg: None where unknown;
     steps: expected of this expert, 0 where unknown; width, height, frames: of the video; image: name of the start image or "";
-    sampler, model: names."""
+    sampler, model: names; part: of the schedule that this run did, as its first and last sigma: another run of the same prompt and
+    expert that does another part counts beside it."""
 
     prompt_id: str = ""
     prompt: str = ""
@@ -36,6 +37,7 @@ class RunFacts:
     image: str = ""
     sampler: str = ""
     model: str = ""
+    part: str = ""
 
     @classmethod
     def from_json(cls, told: dict) -> "RunFacts":

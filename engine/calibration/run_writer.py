@@ -72,7 +72,8 @@ class RunWriter:
         """
         run = read_run(self.number, self.said["role"], self.folder)
         if not run.files:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            if not run.reason and not run.half_written:        # else something is there that could not be read just now
+                shutil.rmtree(self.folder, ignore_errors=True)
             return
         merge_steps(run.files, os.path.join(self.folder, WHOLE))
         self._tell(finished=True)

@@ -24,7 +24,8 @@ JSON, WEIGHTS = "sensitivity.json", "imatrix.gguf"   # after the role
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What the file says of the whole. state: of the inputs that it was made of; weighed: layers that the imatrix holds."""
+    """What the file says of the whole. state: of the inputs that it was made of; weighed: layers that the imatrix holds;
+    base: `sample_digest` of what the measured merge was made from."""
 
     model: str
     model_type: str
@@ -33,6 +34,7 @@ class Sensitivity:
     state: str
     margin: float
     weighed: int = 0
+    base: str = ""
     notices: tuple[str, ...] = ()
 
 
@@ -57,7 +59,7 @@ def write(folder: str | os.PathLike, role: str, said: Sensitivity, layers: Mappi
     path = path_of(folder, role)
     write_json(path, {"model": said.model, "model_type": said.model_type, "samples": said.samples, "layers": rows_of(layers),
                       "version": VERSION, "session": said.session, "state": said.state, "margin": said.margin,
-                      "weighed": said.weighed, "notices": list(said.notices)})
+                      "weighed": said.weighed, "base": said.base, "notices": list(said.notices)})
     return path
 
 
@@ -67,7 +69,7 @@ def read(folder: str | os.PathLike, role: str) -> Sensitivity | None:
     if not os.path.exists(path):
         return None
     found = read_json(path)
-    texts, numbers = ("model", "model_type", "session", "state"), ("samples", "weighed", "margin")
+    texts, numbers = ("model", "model_type", "session", "state", "base"), ("samples", "weighed", "margin")
     kinds = {**dict.fromkeys(texts, str), **dict.fromkeys(numbers, int | float)}
     if not isinstance(found, dict) or found.get("version") != VERSION or not all(isinstance(found.get(name), kind)
                                                                                  for name, kind in kinds.items()):

@@ -21,6 +21,9 @@ from .subject_record import Subject
 __all__ = ["Run", "RunFacts", "RunWriter", "Session", "sessions"]
 
 FILE, VERSION = "session.json", 1
+BEFORE = "runs_before"                             # what a restart moved aside
+LONE = "model"                                     # role of a model of one file; any other is an expert of a pair
+ALLOW = "take a new session, or turn allow_other_base on"
 TOKENS = 128  # vectors of each point and role that a session aims at; at most twice as many lie there
 
 
@@ -61,6 +64,18 @@ class Session:
         told = _read(self.folder)["experts"].get(role)
         return None if told is None else Subject.from_json(told)
 
+    def compare(self, role: str, subject: Subject) -> tuple[list[str], list[str]]:
+        """(errors, warnings) of adding runs of this subject: against what was calibrated first of this expert, as `compare` has it;
+        and a model of one file and a pair's experts are two models, whatever their bases are called."""
+        first, held = self.subject(role), {run.role for run in self.runs() if run.steps}
+        errors, warnings = ([], []) if first is None else compare(first, subject)
+        pair = " and ".join(sorted(held - {LONE}))
+        if role == LONE and pair:
+            errors = [f"expected an expert of a pair, as the session has runs of {pair}, found a model of one file", *errors]
+        elif role != LONE and LONE in held:
+            errors = [f"expected a model of one file, as the session has runs of, found {role} of a pair", *errors]
+        return errors, warnings
+
     def runs(self, role: str | None = None) -> list[Run]:
         """Those that count, in order of their beginning; of all experts where role is None."""
         return [run for run in _kept(runs_in(self.folder)) if role in (None, run.role)]
@@ -82,23 +97,24 @@ class Session:
         """A run starts. points: as `points_of` gives them. An earlier run of the same role and prompt_id goes when
         this one finishes.
 
-        Raises RecipeError when the session holds another base of this expert, unless that is allowed.
+        Raises RecipeError when the session holds another base of this expert, or a model of another kind, unless that is allowed.
         """
-        told, before = _read(self.folder), self.subject(role)
-        if before is None:
+        if (errors := self.compare(role, subject)[0]) and not allow_other_base:
+            raise RecipeError(f"session {self.name}: {role}: {'; '.join(errors)}; {ALLOW}")
+        told = _read(self.folder)
+        if role not in told["experts"]:
             write_json(os.path.join(self.folder, FILE), {**told, "experts": {**told["experts"], role: subject.to_json()}})
-        elif (errors := compare(before, subject)[0]) and not allow_other_base:
-            raise RecipeError(f"{self.name}: {role}: {errors[0]}")
         said = {"role": role, "facts": facts.to_json(), "subject": subject.to_json(),
                 "points": {name: list(layers) for name, layers in points.items()}}
         return RunWriter.begin(self, said, self.runs(role), TOKENS)
 
     def clear(self) -> None:
-        """Forget all that was recorded, logs included; what was made of it stays."""
-        runs = os.path.join(self.folder, RUNS)
-        with naming(runs, "removed", "close the program that reads it"):
-            if os.path.isdir(runs):
-                shutil.rmtree(runs)
+        """Begin anew, logs included; what was made of it stays, and the runs lie in `runs_before` until the next time."""
+        runs, before = os.path.join(self.folder, RUNS), os.path.join(self.folder, BEFORE)
+        with naming(runs, "moved aside", "close the program that reads it"):
+            if os.path.isdir(runs) and os.listdir(runs):
+                shutil.rmtree(before, ignore_errors=True)
+                os.replace(runs, before)
             for log in (name for name in os.listdir(self.folder) if name.endswith(".log")):
                 os.remove(os.path.join(self.folder, log))
         write_json(os.path.join(self.folder, FILE), {"version": VERSION, "name": self.name, "experts": {}})
@@ -120,9 +136,9 @@ def _read(folder: str) -> dict:
 
 def _kept(runs: list[Run]) -> list[Run]:
     """Those that count: of each prompt the last finished run, or where none is, the longest."""
-    best: dict[tuple[str, str], Run] = {}
+    best: dict[tuple[str, str, str], Run] = {}
     for run in runs:
-        key = run.role, run.facts.prompt_id or run.folder
+        key = run.role, run.facts.prompt_id or run.folder, run.facts.part
         if not run.reason and (key not in best or run.rank >= best[key].rank):
             best[key] = run
     return sorted(best.values(), key=lambda run: run.number)

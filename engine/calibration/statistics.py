@@ -90,7 +90,7 @@ class Recorder:
         seen = self._seen.setdefault(point, Seen())
         found = measure(rows)
         sample = rows.index_select(0, self._chosen(rows))
-        seen.add(call, len(rows), found, histogram(sample, found.is_finite), sample[:self._tokens[point]])
+        seen.add(call, len(rows), found, histogram(sample, found.is_finite), sample[:self._tokens[point]].clone())
 
     def _chosen(self, rows: torch.Tensor) -> torch.Tensor:
         """Places of the subsample, in random order: the same for all inputs of this many vectors in one pass."""

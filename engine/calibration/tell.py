@@ -6,7 +6,7 @@ Below SETTLED it has settled: more prompts would hardly find larger inputs, and 
 far more.
 """
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
@@ -22,14 +22,30 @@ QUARTERS = 4                                       # runs at least, for a last q
 PAIR = {"high_noise": "low_noise", "low_noise": "high_noise"}
 
 
-def about(session: Session, gathered: Mapping[str, Gathered], found: Mapping[str, ByPass]) -> list[str]:
-    """Lines on a session and every expert of it. gathered, found: role -> what it recorded."""
+def about(session: Session, gathered: Mapping[str, Gathered], found: Mapping[str, ByPass],
+          known: Collection[str] = ()) -> list[str]:
+    """Lines on a session and every expert of it. gathered, found: role -> what it recorded; known: roles that are not missed, as
+    a log stands for them, or the model has none."""
     lines = [f"session {session.name}: {notice}" for notice in session.notices()]
     for role, each in gathered.items():
         lines += [f"{role}: {line}" for line in (_recorded(each), *_gaps(each, found[role]), *_rise(found[role]))]
-    alone = [role for role in gathered if role in PAIR and PAIR[role] not in gathered]
+    alone = [role for role in gathered if role in PAIR and PAIR[role] not in {*gathered, *known}]
     return lines + [f"{PAIR[role]}: nothing was recorded, so the session is one-sided; connect that expert to Calibrate too, "
                     f"unless {role} is all you save" for role in alone]
+
+
+def joined(lines: Iterable[str]) -> list[str]:
+    """`high_noise: so` and `low_noise: so` as one line of both, at the place of the first."""
+    lines = list(dict.fromkeys(lines))
+    found = []
+    for line in lines:
+        role, colon, text = line.partition(": ")
+        twin = f"{PAIR[role]}: {text}" if colon and role in PAIR else None
+        if twin not in lines:
+            found.append(line)
+        elif lines.index(line) < lines.index(twin):
+            found.append(f"{' and '.join(PAIR)}: {text}")
+    return found
 
 
 def _recorded(gathered: Gathered) -> str:

@@ -30,10 +30,9 @@ def cost(trial: Trial, choice: Choice, *, outputs: bool) -> tuple[float, float]:
     then counts with the relative error of its weight, which is that of its output for inputs without a pattern."""
     if not outputs:
         return trial.lost[choice.format], trial.energy
-    found = trial.outputs.formats.get(choice.format) if trial.outputs is not None else None
-    if found is None:
+    if trial.outputs is None or choice.format not in trial.outputs.formats:
         return (trial.lost[choice.format] / trial.energy if trial.energy else 0.0), 1.0
-    return found.error(choice.format, full_precision=choice.full_precision) ** 2, 1.0
+    return trial.outputs.error(choice.format, full_precision=choice.full_precision) ** 2, 1.0
 
 
 def error_of(choices: Mapping[str, Choice], trials: Trials) -> float | None:

@@ -16,6 +16,7 @@ from ..calibration import sensitivity_json
 from ..calibration.layer_errors import LayerErrors, spoiled
 from ..calibration.layer_inputs import Inputs
 from ..calibration.sensitivity_json import WEIGHTS, Sensitivity, path_of
+from ..calibration.subject import sample_digest
 from ..imatrix_writer import Sum, write_imatrix
 from ..open_file import naming
 from ..plans import cards
@@ -127,5 +128,6 @@ def save(assessed: Assessed, folder: str | os.PathLike, expert: ExpertPlan) -> l
         with naming(path, "taken away", "check the rights of the folder"):
             os.remove(path)
     said = Sensitivity(f"{expert.source.name}", expert.variant.task, inputs.prompts, inputs.session, inputs.gathered.state,
-                       inputs.margin, len(weighed), tuple(assessed.notices()))
+                       inputs.margin, len(weighed), sample_digest(getattr(expert.source, "base", expert.source)),
+                       tuple(assessed.notices()))
     return [*paths, sensitivity_json.write(folder, assessed.role, said, assessed.layers)]

@@ -91,6 +91,8 @@ def _seen(inputs: Inputs | None, trials: dict[str, Trial] | None) -> str:
         return f"{named}: changes nothing here, as nothing has to be measured for this plan"
     seen = sum(trial.outputs is not None for trial in trials.values())
     said = f"{named}: {seen} layers by the error of their output"
+    if any(trial.outputs is not None and trial.outputs.weighing_helps for trial in trials.values()):
+        said += ", weighed columns included: connect the calibration to Quantize, too"
     return f"{said}, {len(trials) - seen} that it did not see by that of their weights" if seen < len(trials) else said
 
 

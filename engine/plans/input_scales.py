@@ -23,6 +23,8 @@ MARGIN = 2.0
 INPUT_AMAX = {name: FORMATS[name].INPUT_AMAX for name in ("nvfp4", "float8_e4m3fn", "float8_e5m2")}
 ENDING = ".input_scale"
 BLOCK = re.compile(r"((?:vace_)?blocks\.\d+)\.(.+)")
+# A summary has these too, as the original measures every linear; precision.py tells why they are never quantized.
+OUTSIDE = re.compile(r"(?:head|text_embedding|time_embedding|time_projection|img_emb|patch_embedding)(?:\..+)?")
 SHOWN = 3                                          # names in a notice
 
 
@@ -80,13 +82,17 @@ def given(amax: Mapping[str, float], layers: Collection[str], source: str, *, sh
     """
     wanted = list(dict.fromkeys(layers))
     found = {layer: amax[layer] for layer in wanted if layer in amax}
-    foreign = [layer for layer in amax if layer not in set(wanted)]
+    own = set(wanted)
+    foreign = [layer for layer in amax if layer not in own]
     if wanted and not found:
         raise RecipeError(f"input scales: {source}: expected layers of this model, as {wanted[0]}, found {_some(foreign)}; "
                           "choose the source that belongs to this model")
     told = [*notices, f"input scales of {len(found)} layers from {source}"]
-    if foreign:
-        told.append(f"{len(foreign)} layers of {source} have no place here: {_some(foreign)}")
+    strange = [layer for layer in foreign if not OUTSIDE.fullmatch(layer)]
+    if len(strange) < len(foreign):
+        told.append(f"{len(foreign) - len(strange)} layers of {source} are outside the blocks: never quantized, they need no scale")
+    if strange:
+        told.append(f"{len(strange)} layers of {source} have no place here: {_some(strange)}")
     shared = _shared(amax, [layer for layer in wanted if layer not in found]) if share else {}
     if shared:
         told.append(f"{len(shared)} layers take the input scale of a layer with the same input: {_kinds(shared)}")

@@ -161,7 +161,8 @@ def refusals() -> None:
         "nothing": error_of(calibrated, "x"), "stranger": error_of(calibrated, "x", stranger),
         "swapped": error_of(calibrated, "x", low, high), "compiled": error_of(calibrated, "x", compiled),
         "base": error_of(calibrated, "taken", other), "outside": error_of(calibrated, "../x", high),
-        "empty": error_of(calibrated, " ", high)}
+        "empty": error_of(calibrated, " ", high), "lone": error_of(calibrated, "5B", high),
+        "pair": error_of(calibrated, "taken", load("small.safetensors"))}
     late = calibrated("late", high)[0]
     late.model_options["torch_compile_kwargs"] = {}
     FOUND["refused"]["compiled behind"] = error_of(sample, late)

@@ -185,5 +185,6 @@ def without_encoder(graph: dict) -> dict:
     found = {place: {**each, "inputs": dict(each["inputs"])} for place, each in graph.items() if place != "32"}
     for place in ("24", "34"):
         found[place] = node("Wan22TestText", text=graph[place]["inputs"]["text"])
+    found[PLAN]["inputs"]["budget_gb"] = 0.03
     found[PROMPTS]["inputs"] |= {"preset": "as given", "width": 64, "height": 64, "frames": 5, "steps": 4, "limit": 2}
     return found

@@ -78,9 +78,9 @@ SMALLER = "12"                                     # the other GGUF of one run
 GGUF = {QUANTIZE: (960, 0, 440), SMALLER: (960, 560, 440), SAVE: (1460, 0, 560)}
 CALIBRATED = {
     PREVIEW_HIGH: (960, 0, 380), PREVIEW_LOW: (960, 400, 380), PROMPTS: (0, 800, 420), CALIBRATE: (1400, 0, 400),
-    "22": (1400, 480, 400), "23": (1400, 620, 400), SPLIT: (1400, 760, 400), "32": (480, 800, 420), "24": (480, 980, 420),
-    "34": (480, 1200, 420), "25": (960, 800, 380), "26": (1860, 0, 340), "27": (1860, 480, 340), SUMMARY: (2260, 0, 560),
-    SENSITIVITY: (2880, 0, 620), CALIBRATED_PLAN: (3560, 0, 480), QUANTIZE: (2880, 900, 620), SAVE: (4100, 0, 480)}
+    "22": (1400, 560, 400), "23": (1400, 700, 400), SPLIT: (1400, 840, 400), "32": (480, 1100, 420), "24": (480, 1280, 420),
+    "34": (480, 1500, 420), "25": (960, 800, 380), "26": (1860, 0, 340), "27": (1860, 480, 340), SUMMARY: (2260, 0, 640),
+    SENSITIVITY: (2960, 0, 640), CALIBRATED_PLAN: (3660, 0, 480), QUANTIZE: (2960, 1000, 640), SAVE: (4200, 0, 480)}
 BLOCKS_OF_256 = Sizes(dim=256, ffn=512, blocks=40, rank=8)     # as K-quants have; the narrower models would fall back
 ONLY = """(id) => { window.seen.length = 0; window.app.queuePrompt(0, 1, [id]); }"""
 
@@ -141,7 +141,7 @@ EXAMPLES = {
         "**Your own prompts decide how the merge is quantized.** Prompt List hands eight prompts to both samplers, Calibrate "
         "writes down what each layer's input is, Summary makes input scales of it, Sensitivity tells what each format does to each "
         "layer's output, and the plan spends the bytes where that falls most. Needs the umt5 text encoder. Raise limit for more "
-        "prompts; what is recorded stays in the session.")),
+        "prompts; what is recorded stays in the session. While you only collect prompts, bypass Save Model.")),
 }
 
 

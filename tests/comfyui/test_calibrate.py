@@ -111,7 +111,7 @@ def test_the_node_tells_step_inputs_calls_and_time_once_a_step(probed):
     said = probed["pair"]["said"]
     assert len(said) == 2 * (2 + 1)
     assert said[1].startswith("high_noise step 2/2, 19 inputs, 4 calls each, 0:00 left")
-    assert said[2].startswith("high_noise: 26 of 26 layers seen by 19 inputs")
+    assert said[2] == "high_noise done: all 26 layers, 1 run"
 
 
 def test_settled_experts_leave_further_prompts_unsampled_and_low_what_high_left_out(probed):
@@ -127,15 +127,21 @@ def test_settled_experts_leave_further_prompts_unsampled_and_low_what_high_left_
     ("nothing", "RecipeError: calibrate: expected a MODEL, found none"), ("stranger", "expected a Wan model, found"),
     ("swapped", "t2v_low_noise.safetensors: expected the high_noise expert, found low_noise"),
     ("compiled", "found one under torch.compile"), ("compiled behind", "found one under torch.compile"),
-    ("base", "another base"), ("outside", "it holds '/'"), ("empty", "session is empty")])
+    ("base", "another base; take a new session, or turn allow_other_base on"), ("outside", "PlanError: calibrate: session: "),
+    ("lone", "high_noise: expected a model of one file, as the session has runs of, found high_noise of a pair; take a new"),
+    ("pair", "model: expected an expert of a pair, as the session has runs of high_noise, found a model of one file; take"),
+    ("empty", "session is empty")])
 def test_what_cannot_be_calibrated_is_refused_by_name(probed, name, message):
     assert message in probed["refused"][name]
 
 
 def test_another_base_may_be_allowed_and_a_restart_forgets(probed):
     text, runs = probed["allowed"]
-    assert "another base is allowed" in text and "recorded on task t2v, this is i2v" in text and runs == 2
-    assert "0 runs" in probed["restart"][0] and probed["restart"][1] == 0
+    assert "high_noise: allowed by allow_other_base: expected a record of" in text and runs == 2
+    assert "recorded on task t2v, this is i2v" in text
+    assert probed["restart"][0].startswith(
+        "session taken, emptied first\nhigh_noise: will record the inputs of all 26 layers of t2v_high_noise.safetensors")
+    assert probed["restart"][1] == 0
 
 
 def test_a_lora_of_another_node_is_another_merge(probed):

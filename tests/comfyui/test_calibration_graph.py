@@ -1,10 +1,16 @@
-"""Prompts, calibration, summary, sensitivity, plan and files in one queue of a real ComfyUI."""
+"""Prompts, calibration, summary, sensitivity, plan and files in one queue of a real ComfyUI, from its page if there is one.
+
+The picture goes to the session's temporary folder.
+"""
+import io
 import json
 import shutil
 
 import pytest
+from browser import CHROMIUM, load, opened, run
 from comfy_server import text_of
 from graphs import LOAD, LORA_1, PLAN, PROMPTS, QUANTIZE, SAVE, SENSITIVITY, SUMMARY, calibrated_job, lora_pair, without_encoder
+from PIL import Image
 from plan_models import HIGH, LORA, LOW, ROLES, stored, user_folder, write_eight
 
 TEXT = "a fox in snow --d 5\na boat at sea --d 6\nleaves in the wind --d 7"
@@ -21,12 +27,22 @@ def graph_of(**prompts) -> dict:
     return graph
 
 
+def in_the_page(comfy, folder) -> dict:
+    """Outputs of the graph, queued by the page as a person does."""
+    with opened(comfy, "nodes2", (2600, 1300)) as page:
+        load(page, graph_of())
+        assert run(page, 300) == "execution_success" and page.errors == []
+        page.screenshot(path=folder / "calibration.png")
+        [entry] = comfy.get("/history?max_items=1").values()
+    return entry["outputs"]
+
+
 @pytest.fixture(scope="module")
-def ran(comfy):
+def ran(comfy, tmp_path_factory):
     """The whole graph once, its outputs, and the session's folder."""
     before = {*comfy.models().iterdir(), *comfy.models("loras").iterdir()}
     write_eight(comfy)
-    outputs = comfy.run(graph_of())
+    outputs = comfy.run(graph_of()) if CHROMIUM is None else in_the_page(comfy, tmp_path_factory.getbasetemp())
     yield comfy, outputs, user_folder(comfy, "calibration") / "calib_01"
     for path in {*comfy.models().iterdir(), *comfy.models("loras").iterdir()} - before:
         path.unlink()
@@ -47,6 +63,16 @@ def test_each_prompt_is_one_run_of_each_expert(ran):
 def test_what_sums_up_behind_a_list_runs_once(ran):
     _, outputs, _ = ran
     assert all(len(outputs[place]["text"]) == 1 for place in (SUMMARY, SENSITIVITY, PLAN, QUANTIZE, SAVE))
+
+
+def test_the_summary_is_a_picture_of_both_experts(ran):
+    comfy, outputs, _ = ran
+    [told] = outputs[SUMMARY]["images"]
+    place = "&".join(f"{name}={told[name]}" for name in ("filename", "subfolder", "type"))
+    image = Image.open(io.BytesIO(comfy.read(f"/view?{place}"))).convert("L")
+    wide, tall = image.size
+    halves = [image.crop((left, 0, left + wide // 2, tall)) for left in (0, wide // 2)]
+    assert wide > tall and all(len(half.getcolors(256)) > 50 for half in halves)      # letters and lines, not one colour
 
 
 def test_the_saved_files_carry_twice_the_largest_inputs(ran):

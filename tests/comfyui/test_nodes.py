@@ -40,7 +40,7 @@ INPUTS = {
                           "min_ffn2_16bit sensitivity_high sensitivity_low sensitivity_threshold sensitivity_action "
                           "full_precision_high full_precision_low full_precision_layers cross_attn_qkvo cross_attn_kv "
                           "self_attn_qkvo ffn_up ffn_down promote promote_below title save_as container gguf_format calibration "
-                          "full_precision_measured",
+                          "full_precision_measured allow_other_base",
     "Wan22InputScales": "dit source summary_high summary_low percentile multiplier file_high file_low amax share",
     "Wan22Inspect": "file files",
     "Wan22PromptList": "file text negative preset width height frames steps cfg seed limit first skip_done session experts "

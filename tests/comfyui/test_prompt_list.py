@@ -69,7 +69,9 @@ def test_each_prompt_reaches_the_nodes_behind_with_its_own_size(listed):
     info = text_of(outputs, INFO)
     assert "line 2: --cn (control video) is kept, and not used: x.mp4" in info
     assert "3: 64 x 64 x 5, seed 7, 2 steps, cfg 1: A bird." in info
-    assert text_of(listed.run(graph(text="Other.")), TEXTS) == "Other."
+    assert "24 to 60 tokens a forward pass of a 14B model, 8 of the 5B" in info
+    outputs = listed.run(graph(text="Other. --d 1\nOther. --d 1"))
+    assert outputs[TEXTS]["text"] == ["Other."] * 2 and "prompts 1 and 2 are one run, seed and all" in text_of(outputs, INFO)
 
 
 def test_start_images_come_from_the_input_folder_and_from_nowhere_else(listed):
@@ -81,9 +83,11 @@ def test_start_images_come_from_the_input_folder_and_from_nowhere_else(listed):
     assert listed.run(paired)["7"]["text"] == ["48", "16", "32"]   # shot_9, what the line states, shot_10
     paired[LIST] = prompt_list(on_missing_image="skip")
     outputs = listed.run(paired)
-    assert (outputs["7"]["text"], outputs[TEXTS]["text"]) == (["64"], ["A dog."])   # the zebra is nobody's
+    assert (outputs["7"]["text"], outputs[TEXTS]["text"]) == (["16"], ["A dog."])   # by its path; the zebra is nobody's
     for changes, told in (({"image_folder": "../user"}, "expected a folder inside"), ({"image_folder": "none"}, "no folder"),
                           ({"on_missing_image": "error"}, "mine.txt: line 2: expected a start image"),
+                          ({"on_missing_image": "error", "text": "A.\nB. --i ../secret.png"},
+                           "--i ../secret.png, found none in ComfyUI's input folder, by path and by name (1 of 1 prompts with --i"),
                           ({"text": "A. --w 50"}, "take 48"), ({"text": "#"}, "expected a prompt a line")):
         assert told in listed.fail(graph(**changes))
     (listed.base / "input" / "starts" / "shot_9.png").unlink()

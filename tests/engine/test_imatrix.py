@@ -189,8 +189,8 @@ def test_layers_that_only_one_of_them_has_are_counted_and_named():
     other = {"blk.0.attn_q.weight": torch.ones(3)}
     taken, told = check_imatrix({Q: MEANS[Q]} | other, SPECS, "it.dat")
     assert list(taken) == [Q]
-    assert told == [f"it.dat: 1 of 2 layers are not in it and are quantized without: {DOWN}",
-                    "it.dat: 1 of its layers are not quantized here: blk.0.attn_q.weight"]
+    assert told == ["it.dat: 1 of 2 layers are not in it (a calibration leaves out those where weighing does not help) and are not "
+                    f"weighed: {DOWN}", "it.dat: 1 of its layers are not weighed here: blk.0.attn_q.weight"]
     with pytest.raises(SourceError, match=r"it\.dat: expected importances of blocks.*found blk\.0\.attn_q"):
         check_imatrix(other, SPECS, "it.dat")
 

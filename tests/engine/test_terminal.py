@@ -4,7 +4,7 @@ import io
 import pytest
 from wan22_master.engine.jobs.job import Leftover
 from wan22_master.engine.progress import Progress
-from wan22_master.engine.terminal import ProgressBar, bar, leftover_lines, plan_table, report_lines, table
+from wan22_master.engine.terminal import ProgressBar, bar, leftover_lines, plan_table, quality_lines, report_lines, table
 
 
 def progress(done, total=1000, rate=100.0, key="blocks.0.ffn.0.weight"):
@@ -52,6 +52,12 @@ def test_a_report_becomes_a_row_per_file_with_its_notice():
     assert second.endswith("a.safetensors (already there)")
     assert (device, changed, notice) == ("computed on cpu: as chosen", "note: a was changed", "note: a was held open")
     assert "note: told" in report_lines(report)
+
+
+def test_weighed_columns_are_told_with_what_they_do_to_the_error():
+    assert quality_lines({"weighed": 7}) == [
+        "columns of 7 layers weighed by the imatrix: less error of their outputs, more of their weights, which is the error told"]
+    assert quality_lines({"weighed": 0}) == []
 
 
 def test_a_plan_that_does_not_fit_says_so_below_its_table():

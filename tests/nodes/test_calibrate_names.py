@@ -38,7 +38,7 @@ def test_a_session_is_made_once_and_found_by_its_name(imported, tmp_path):
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "a\\b", "..", "", "con", "x:y"])
 def test_no_name_leaves_the_folder(imported, name):
-    with pytest.raises(PlanError, match="expected a name that every system accepts"):
+    with pytest.raises(PlanError, match=r"^calibrate: session: .*expected a name that every system accepts"):
         imported.calibration_files.create(name)
     with pytest.raises(RecipeError, match="found none"):
         imported.calibration_files.folder(name)
@@ -50,7 +50,7 @@ def test_a_summary_in_the_same_folder_is_no_session(imported):
     (path := types.SimpleNamespace(name=files.root() + "/scales.json"))
     with open(path.name, "w") as file:
         file.write("{}")
-    with pytest.raises(PlanError, match="found a file of that name"):
+    with pytest.raises(PlanError, match=r"^calibrate: session: .*found a file of that name"):
         files.create("scales.json")
     with pytest.raises(RecipeError, match="expected one in user/default/wan22_master/calibration, found there"):
         files.folder("scales.json")

@@ -1,14 +1,19 @@
 """A session on the wire: which experts it serves, and whether weights that were made of it still belong to it."""
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
+from wan22_master.engine.bases.source import open_source
 from wan22_master.engine.calibration import sensitivity_json
 from wan22_master.engine.calibration.gather import gather
 from wan22_master.engine.calibration.points import points_of
 from wan22_master.engine.calibration.sensitivity_json import WEIGHTS, Sensitivity, path_of
 from wan22_master.engine.calibration.session import RunFacts, Session
 from wan22_master.engine.calibration.statistics import Recorder
-from wan22_master.engine.calibration.subject import Subject
-from wan22_master.engine.errors import RecipeError
+from wan22_master.engine.calibration.subject import Subject, sample_digest
+from wan22_master.engine.errors import RecipeError, SourceError
+from wan22_master.engine.synthetic import Sizes, write_model
 from wan22_master.nodes import calibration_inputs, freshness
 from wan22_master.nodes.handles import Calibration
 
@@ -16,8 +21,11 @@ POINTS = points_of(["blocks.0.ffn.0", "blocks.0.ffn.2"])
 ROLES = ("high_noise", "low_noise")
 
 
-def record(session: Session, role: str, prompt: str) -> None:
-    writer = session.begin_run(role, Subject("header:1 name:a", "a"), RunFacts(prompt_id=prompt, steps=2, cfg=3.5), POINTS)
+SUBJECT = Subject("header:1 name:a", "a")
+
+
+def record(session: Session, role: str, prompt: str, subject: Subject = SUBJECT) -> None:
+    writer = session.begin_run(role, subject, RunFacts(prompt_id=prompt, steps=2, cfg=3.5), POINTS, allow_other_base=True)
     recorder = Recorder(POINTS, seed=writer.seed, tokens=writer.tokens)
     for step in range(2):
         recorder.begin(0.9, ("uncond", "cond"))
@@ -56,6 +64,25 @@ def test_experts_with_runs_give_inputs_and_a_session_without_any_is_refused(sess
         calibration_inputs.inputs_of(on_wire(session), ("model",))
 
 
+def test_every_run_that_counts_is_held_against_the_model(session, monkeypatch):
+    mine, plan = Subject("sample:1", "a"), SimpleNamespace(experts=[SimpleNamespace(role="high_noise")], recipe=None)
+    monkeypatch.setattr(calibration_inputs, "subject_of", lambda expert, recipe: mine)
+    record(session, "high_noise", "one", mine)
+    record(session, "high_noise", "two", replace(mine, loras=(("l", "1", 1.0),), recipe="r"))
+    assert calibration_inputs.checked(on_wire(session), plan, ROLES, allow=False) == [
+        "high_noise: 1 of 2 runs were recorded with other LoRAs: l at 1 is in what was recorded, not in this merge"]
+    record(session, "high_noise", "three", Subject("sample:2", "b"))
+    said = "high_noise: 1 of 3 runs: expected a record of a, found one of b, another base"
+    with pytest.raises(SourceError) as error:
+        calibration_inputs.checked(on_wire(session), plan, ROLES, allow=False)
+    assert str(error.value) == (f"calibration calib_01: {said}; calibrate this model, or turn allow_other_base on where the node "
+                                "has it")
+    assert calibration_inputs.checked(on_wire(session), plan, ROLES, allow=True)[0] == said
+    record(session, "high_noise", "two", mine)
+    record(session, "high_noise", "three", mine)   # what was run again does not count
+    assert calibration_inputs.checked(on_wire(session), plan, ROLES, allow=False) == []
+
+
 def test_weights_must_be_there_and_of_what_the_session_holds_now(session):
     record(session, "high_noise", "one")
     with pytest.raises(RecipeError, match="has no weights of high_noise yet: run Sensitivity"):
@@ -67,6 +94,21 @@ def test_weights_must_be_there_and_of_what_the_session_holds_now(session):
     record(session, "high_noise", "two")
     with pytest.raises(RecipeError, match="has grown since the weights of high_noise were made: run Sensitivity on it again"):
         calibration_inputs.weights_of(on_wire(session), ROLES)
+
+
+def test_weights_of_another_base_are_refused(session, tmp_path):
+    record(session, "high_noise", "one")
+    paths = {}
+    for seed in ("one", "two"):
+        paths[seed] = tmp_path / f"{seed}.safetensors"
+        write_model(paths[seed], Sizes(dim=128, ffn=128, blocks=1), seed)
+    with open_source(paths["one"]) as source:
+        said = Sensitivity("a", "t2v", 1, session.name, gather(session, "high_noise").state, 2.0, 2, sample_digest(source))
+    sensitivity_json.write(session.folder, "high_noise", said, {})
+    open(path_of(session.folder, "high_noise", WEIGHTS), "w").close()
+    assert calibration_inputs.weights_of(on_wire(session), ROLES, {"high_noise": str(paths["one"])})[0]
+    with pytest.raises(SourceError, match=r"expected weights made with two.safetensors, found those of another base"):
+        calibration_inputs.weights_of(on_wire(session), ROLES, {"high_noise": str(paths["two"])})
 
 
 def test_weights_that_help_nowhere_are_not_used_and_missing_ones_are_an_error(session):

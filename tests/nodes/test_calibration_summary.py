@@ -14,12 +14,13 @@ import pytest
 import torch
 
 pytest.importorskip("PIL", reason="Pillow is ComfyUI's, and of the test extra")
+from PIL import ImageDraw
 from wan22_master.engine.calibration.session import Session
 from wan22_master.engine.errors import RecipeError
 from wan22_master.engine.plans.scales_summary import from_summary, read_summary
 from wan22_master.engine.synthetic import Sizes, write_model
 from wan22_master.nodes.calibration_chart import KINDS, bounds_of, series
-from wan22_master.nodes.calibration_plot import PLOTS, Drawn, draw
+from wan22_master.nodes.calibration_plot import BAR, PLOTS, Drawn, draw
 from wan22_master.tests.engine.calibration.small_session import LAYERS, record
 
 OURS = ("plan_files", "calibration_files", "calibration_sources", "calibration_results")
@@ -68,7 +69,43 @@ def test_a_log_goes_before_the_session_for_its_expert_alone(user, session):
     assert found["low_noise"].rows[0]["amax_p97_5"] == 3.0
     assert found["high_noise"].rows[0]["amax_p97_5"] == 15.8               # of ffn.0: 8 and 16
     assert "low_noise: 1 lines of the log are left out: they are no line of such a log" in lines
+    assert any(line.startswith("low_noise: log old.log, 2 calls of each of 1 layers") for line in lines)
     assert not any(line.startswith("low_noise: 1 runs") for line in lines)
+
+
+def test_calls_of_a_log_are_counted_by_layer(user):
+    one, other = LINE.format("blocks.0.ffn.2", 3.0), LINE.format("blocks.0.ffn.0", 3.0)
+    (user.folder / "even.log").write_text((one + other) * 3)
+    (user.folder / "odd.log").write_text((one + other) * 3 + one)
+    _, lines = user.sources.collect(None, ("even.log", "odd.log"), (), None)
+    assert [line.split(", ")[1].partition(";")[0] for line in lines] == [
+        "3 calls of each of 2 layers", "3 to 4 calls of each of 2 layers"]
+
+
+def test_an_expert_that_a_log_stands_for_is_not_missed(user):
+    half = Session.create(user.folder, "half")
+    record(half, "low_noise", [1.0], prompt="p")
+    (user.folder / "old.log").write_text(LINE.format("blocks.0.ffn.2", 3.0))
+    pair = ("high_noise", "low_noise")
+    said = {logs: any("one-sided" in line for line in user.sources.collect(half, logs, pair, None)[1])
+            for logs in (("(none)", "(none)"), ("old.log", "(none)"))}
+    assert list(said.values()) == [True, False]
+    assert not any("one-sided" in line for line in user.sources.collect(half, ("(none)", "(none)"), ("low_noise",), None)[1])
+
+
+def test_an_expert_that_was_recorded_is_not_missed_where_the_model_has_it_not(user, session):
+    for wanted in (("high_noise",), ("low_noise",)):
+        assert not any("one-sided" in line for line in user.sources.collect(session, ("(none)", "(none)"), wanted, None)[1])
+
+
+@pytest.mark.parametrize(("logs", "wanted", "is_told"), [
+    (("a.log", "(none)"), (), True), (("a.log", "(none)"), ("model",), False), (("a.log", "(none)"), ("high_noise",), False),
+    (("a.log", "b.log"), (), False), (("(none)", "b.log"), (), False)])
+def test_a_role_that_nothing_tells_is_said_to_be_taken(user, logs, wanted, is_told):
+    for name in ("a.log", "b.log"):
+        (user.folder / name).write_text(LINE.format("blocks.0.ffn.0", 3.0))
+    _, lines = user.sources.collect(None, logs, wanted, None)
+    assert ("a.log is taken as high_noise; connect dit for a model of one file" in lines) == is_told
 
 
 @pytest.mark.parametrize("name", ["../secret.log", "gone.log", "calib_01"])
@@ -110,7 +147,9 @@ def test_files_are_written_where_input_scales_and_precision_plan_list_them(user,
     assert (Path(session.folder) / "high_noise_summary.csv").is_file()
     assert sorted(path.name for path in user.folder.iterdir() if path.is_file()) == [
         "calib_01_high_noise_summary.json", "old.log.xz", "old_summary.csv", "old_summary.json"]
-    assert (user.plans / "calib_01_high_noise_sensitive.txt").read_text() == "# h\n" and len(lines) == 4
+    assert (user.plans / "calib_01_high_noise_sensitive.txt").read_text() == "# h\n"
+    assert lines == ["written: calib_01_high_noise_summary.json and old_summary.json for Input Scales; "
+                     "calib_01_high_noise_sensitive.txt and old_sensitive.txt for Precision Plan"]
 
 
 def test_a_summary_that_lies_there_is_not_written_again_and_its_list_has_its_name(user, session):
@@ -145,9 +184,10 @@ def rows(blocks: int) -> list[dict]:
 @pytest.mark.parametrize("kind", PLOTS)
 def test_every_plot_is_an_image_batch_with_a_part_for_each_expert(kind):
     one, both = (draw(kind, [Drawn(role, rows(4)) for role in roles], 0.11) for roles in (["model"], ["high_noise", "low_noise"]))
-    assert one.shape[0] == both.shape[0] == 1 and one.shape[2:] == both.shape[2:] == (960, 3) and one.dtype == torch.float32
+    assert one.shape == (1, both.shape[1], 960, 3) and both.shape[2:] == (1920, 3) and one.dtype == torch.float32
     assert both.min() >= 0.0 and both.max() <= 1.0
-    assert both.shape[1] - 20 == 2 * (one.shape[1] - 20)                   # 20 pixels below all
+    halves = both[:, :, :960], both[:, :, 960:]
+    assert all(half.std() > 0.01 for half in halves) and not torch.equal(*halves)          # the titles differ
 
 
 def test_the_threshold_is_drawn_where_it_lies_within_the_histogram():
@@ -167,3 +207,24 @@ def test_both_experts_have_one_axis_and_a_block_that_no_model_has_is_left_out():
 @pytest.mark.parametrize("found", [[], [{"layer": "x"}], [{"layer": "blocks.0.ffn.0", "amax_max": 0.0}], rows(1), rows(60)])
 def test_a_summary_with_little_or_nothing_to_show_is_drawn_too(found):
     assert torch.isfinite(draw("all", [Drawn("model", found)], 0.1)).all()  # which the only scale_cv of one block is
+
+
+@pytest.mark.parametrize("values", [(-2.0, -1.9999999999999998), (-2.0, -2.0), (0.0, 0.0), (1e300, 1e300), (1e-300, 2e-300)])
+def test_values_that_are_all_but_equal_are_one_bar_with_one_number(monkeypatch, values):
+    written, bars = [], []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda pen, place, text, *more, **others: written.append(text))
+    monkeypatch.setattr(ImageDraw.ImageDraw, "rectangle", lambda pen, box, fill: bars.append(fill))
+    found = [{"layer": f"blocks.{block}.ffn.0", "scale_kurtosis": value} for block, value in enumerate(values)]
+    draw("histograms", [Drawn("model", found)], 0.1)
+    shown = written[next(place for place, text in enumerate(written) if text.startswith("kurtosis: 2 layers")):]
+    low, high = f"{values[0]:.3g}", f"{values[1]:.3g}"
+    axis = [text for text in shown[2:] if not text.startswith("share of")]
+    assert bars.count(BAR) == 1 and (axis == [low] if low == high else axis[0] == low)
+
+
+def test_the_largest_of_far_values_is_in_the_last_bar(monkeypatch):
+    bars = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "rectangle", lambda pen, box, fill: bars.append(fill))
+    draw("histograms", [Drawn("model", [{"layer": f"blocks.{block}.ffn.0", "scale_kurtosis": value}
+                                        for block, value in enumerate((-2.6, 0.3))])], 0.1)
+    assert bars.count(BAR) == 2        # in float64 -2.6 + (0.3 - -2.6) is below 0.3

@@ -66,3 +66,9 @@ def test_a_run_has_a_place_among_those_that_run():
     assert place_of(CAT) == (2, 2) and place_of(replace(CAT, seed=9)) is None
     remember([CAT], "other")
     assert place_of(CAT) is None
+
+
+def test_lists_of_other_graphs_do_not_count_where_the_graph_is_known():
+    remember([CAT], "1")
+    remember([DOG], "2")
+    assert find(5, *RUN, lists=["1"]) == CAT and find(5, *RUN, lists=["2"]) is None and find(5, *RUN, lists=[]) is None

@@ -22,9 +22,9 @@ def test_a_row_has_the_root_mean_squares_and_the_worst_layer():
     text = lines(FOUND)
     assert text[0].startswith("high_noise: 2 of 3 layers, 3 prompts, 64 held-out tokens")
     row = re.split(r"\s{2,}", next(line for line in text if "nvfp4" in line).strip())
-    assert row == ["nvfp4", "0.0707", "0.0707", "0.2236", "two 0.3000"]        # sqrt((.08² + .06²) / 2), sqrt((.1² + .3²) / 2)
+    assert row == ["nvfp4", "0.0707", "0.0707", "0.2236", "two 0.300"]        # sqrt((.08² + .06²) / 2), sqrt((.1² + .3²) / 2)
     row = re.split(r"\s{2,}", next(line for line in text if "Q8_0" in line).strip())
-    assert row == ["Q8_0", "0.0050", "-", "-", "one 0.0050"]
+    assert row == ["Q8_0", "0.0050", "-", "-", "one 0.005"]
 
 
 def test_weighing_is_told_with_its_share_and_its_gain():
@@ -45,3 +45,9 @@ def test_layers_for_16_bit_are_a_list_that_precision_plan_reads():
 
 def test_a_session_that_saw_nothing_says_so():
     assert "no layer was seen" in lines(assessed(one=None))[0]
+
+
+def test_a_layer_that_is_kept_is_called_so():
+    found = LayerErrors(64, 0.09, 0.01, 0.03, 0.5, {"nvfp4": FormatErrors(0.08), "keep": FormatErrors(0.002)})
+    text = "\n".join(lines(assessed(one=found)))
+    assert re.search(r"^  kept \(bf16\)\s+0\.0020", text, re.M) and not re.search(r"^  keep\b", text, re.M)

@@ -70,6 +70,16 @@ def test_options_without_use_and_unknown_ones_are_kept_in_order_and_told():
         "a.txt: line 2: --W (unknown) is kept, and not used: 64")
 
 
+def test_a_word_for_an_option_is_told_its_letter_and_the_prompt_stays_as_it_is():
+    text = "A fox. --seed 5 --STEPS 4 --width=64 --height 48 --cfg 2 --zoom 1"
+    found = parse(text, "a.txt")
+    assert [notice.partition(" is kept")[0] for notice in found.notices] == [
+        f"a.txt: line 1: --{said}" for said in ("seed (unknown: seed is --d)", "STEPS (unknown: steps is --s)",
+                                                "width=64 (unknown: width is --w)", "height (unknown: height is --h)",
+                                                "cfg (unknown: cfg is --l)", "zoom (unknown)")]
+    assert (found.lines[0].prompt, found.lines[0].seed, found.lines[0].width) == ("A fox.", None, None)
+
+
 def test_text_behind_a_lone_dash_pair_is_told_as_it_is_no_part_of_the_prompt():
     found = parse("A fox -- quick and red. --w 64 -- ", "a.txt")
     assert (found.lines[0].prompt, found.lines[0].kept) == ("A fox", (("", "quick and red."),))

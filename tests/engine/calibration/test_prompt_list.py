@@ -13,10 +13,12 @@ from wan22_master.engine.calibration.prompt_list import (
     Defaults,
     Entry,
     choose,
+    costs,
     done,
     entries,
     low_cost,
     odd_for_5b,
+    repeated,
 )
 from wan22_master.engine.errors import RecipeError
 
@@ -59,6 +61,21 @@ def test_a_wrong_default_is_refused_too():
 
 def test_tokens_are_those_of_wans_own_code():
     assert [entry.tokens for entry in made("A. --w 1280 --h 720\nB.")] == [75600, 32760]   # Wan2.2, generate.py: its seq_len
+
+
+def test_tokens_are_told_of_a_14b_model_and_of_the_5b_where_it_takes_the_size():
+    assert costs(made("A. --w 64 --h 64 --f 5")) == "32 tokens a forward pass of a 14B model, 8 of the 5B"
+    # Wan2.2, textimage2video.py: VAE stride (4, 16, 16), patch (1, 2, 2): 21 * 22 * 40 of 1280 x 704 x 81
+    assert made("A. --w 1280 --h 704")[0].tokens_5b == 18480
+    assert costs(made("A. --w 64 --h 64 --f 5\nB. --w 1280 --h 704\nC. --w 1280 --h 720")) == (
+        "32 to 75600 tokens a forward pass of a 14B model, 8 to 18480 of the 5B")
+    assert costs(made("C. --w 1280 --h 720")) == "75600 tokens a forward pass of a 14B model"
+
+
+def test_prompts_that_are_one_run_are_told():
+    assert repeated(made("A.\nA.\nB.")) == []      # each has its own seed
+    assert [line[:40] for line in repeated(made("A. --d 1\nB. --d 1\nA. --d 1\nB. --d 1 \nC.\nA. --d 1"))] == [
+        "prompts 1, 3 and 6 are one run, seed and", "prompts 2 and 4 are one run, seed and al"]
 
 
 def test_sizes_that_only_the_14b_models_take_are_named():

@@ -58,8 +58,8 @@ def test_images_that_are_left_over_are_counted_and_named():
 
 
 @pytest.mark.parametrize(("fate", "left_out", "told"), [
-    ("skip", {1, 3}, "2 of 3 prompts have none and are left out, the first in line 1"),
-    ("none", set(), "2 of 3 prompts have none and are made without one, the first in line 1")])
+    ("skip", {1, 3}, "2 of 3 prompts have none and are left out, as in line 3: --i"),
+    ("none", set(), "1 of 2 prompts with --i have none and are made without one, as in line 3: --i")])
 def test_prompts_without_an_image_are_counted(fate, left_out, told):
     found = pair(STATED, ["fox.png"], BY_OPTION)
     assert found.missing == (1, 3)
@@ -69,6 +69,25 @@ def test_prompts_without_an_image_are_counted(fate, left_out, told):
 
 def test_a_missing_image_is_refused_with_the_line_and_what_it_states():
     without_dog = pair(STATED, ["fox.png", "bear.png"], AUTO)
-    with pytest.raises(RecipeError, match=r"^a.txt: line 3: expected a start image for --i /home/somebody/dog.png, found none \("):
+    with pytest.raises(RecipeError, match=r"^a.txt: line 3: expected a start image for --i /home/somebody/dog.png, found none "
+                                          r"in the images \(1 of 3 prompts have none\)"):
         settle(STATED, without_dog, "error")
     assert settle(THREE, pair(THREE, ["1.png", "2.png", "3.png"], AUTO), "error") == (set(), [])
+
+
+def test_only_prompts_that_ask_for_an_image_or_need_one_are_counted():
+    one = parse("A.\nB. --i fox.png\nC.", "a.txt")
+    with pytest.raises(RecipeError, match=r"^a.txt: line 2: .* --i fox.png, found none in the images \(1 of 1 prompts with --i"):
+        settle(one, pair(one, ["dog.png"], BY_OPTION), "error")
+    assert settle(one, pair(one, ["fox.png"], BY_OPTION), "none") == (set(), [])         # no other line asks for one
+    with pytest.raises(RecipeError, match=r"^a.txt: line 1: .* 'A.', found none in the images \(2 of 3 prompts have none"):
+        settle(one, pair(one, ["fox.png"], BY_OPTION), "error")                          # where another has one
+    with pytest.raises(RecipeError, match=r"\(3 of 3 prompts have none"):
+        settle(one, pair(one, [], AUTO), "error")                                        # images of a folder are for all
+
+
+def test_a_stated_path_that_was_found_goes_before_a_name_and_nobody_else_gets_it():
+    found = parse("A. --i one/fox.png\nB. --i two/fox.png\nC.\nD.", "a.txt")
+    names, known = ["a.png", "fox.png"], {"one/fox.png": "../one/fox.png"}
+    assert images(found, names, known=known) == {1: "../one/fox.png", 2: "fox.png", 3: "a.png"}
+    assert images(found, names, known={"one/fox.png": "a.png"}) == {1: "a.png", 2: "fox.png"}

@@ -10,7 +10,7 @@ from wan22_master.engine.errors import HeaderError
 from wan22_master.engine.plans import sensitivity
 from wan22_master.engine.specs import TensorSpec
 
-SAID = Sensitivity("wan.safetensors", "t2v", 3, "calib_01", "abc", 2.0, 5, ("one",))
+SAID = Sensitivity("wan.safetensors", "t2v", 3, "calib_01", "abc", 2.0, 5, "def", ("one",))
 ORIGINAL = ["layer", "count", "rel_rmse_mean", "mean_abs_mean", "clip_rate_mean", "max_abs"]
 
 

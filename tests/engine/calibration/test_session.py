@@ -15,6 +15,7 @@ from wan22_master.engine.calibration import records, run_writer
 from wan22_master.engine.calibration.gather import gather
 from wan22_master.engine.calibration.records import StepRecord
 from wan22_master.engine.calibration.session import RunFacts, Session, sessions
+from wan22_master.engine.calibration.statistics import Recorder
 from wan22_master.engine.errors import HeaderError, PlanError, RecipeError
 from wan22_master.tests.engine.calibration import recorded
 from wan22_master.tests.engine.calibration.recorded import POINTS, ROLE, SUBJECT
@@ -207,6 +208,26 @@ def test_another_base_is_refused_unless_it_is_allowed(tmp_path):
     assert found.subject(ROLE) == SUBJECT
 
 
+@pytest.mark.parametrize(("held", "role", "said"), [
+    ("model", "high_noise", "expected a model of one file, as the session has runs of, found high_noise of a pair"),
+    ("low_noise", "model", "expected an expert of a pair, as the session has runs of low_noise, found a model of one file")])
+def test_a_model_of_one_file_and_a_pair_are_not_one_session_unless_it_is_allowed(tmp_path, held, role, said):
+    found = recorded.session(tmp_path)
+    recorded.run(found, role=held)
+    with pytest.raises(RecipeError) as error:
+        found.begin_run(role, SUBJECT, RunFacts(), POINTS)
+    assert str(error.value) == f"session one: {role}: {said}; take a new session, or turn allow_other_base on"
+    assert found.subject(role) is None and found.compare(role, SUBJECT)[0] == [said] and found.compare(held, SUBJECT)[0] == []
+    found.begin_run(role, SUBJECT, RunFacts(), POINTS, allow_other_base=True)
+    assert found.subject(role) == SUBJECT
+
+
+def test_the_experts_of_a_pair_are_one_session(tmp_path):
+    found = recorded.session(tmp_path)
+    recorded.run(found, role="high_noise")
+    assert found.compare("low_noise", replace(SUBJECT, base="header:2 name:low"))[0] == []
+
+
 def test_sessions_are_listed_by_name_and_opened_again_by_create(tmp_path):
     root = tmp_path / "calibration"
     assert sessions(root) == []
@@ -260,3 +281,38 @@ def test_a_run_is_no_step(tmp_path):
     recorded.run(found)
     with pytest.raises(HeaderError, match="expected a record of one step, found 4"):
         StepRecord.load(found.runs()[0].files[0].path)
+
+
+def test_two_parts_of_one_prompts_schedule_count_beside_each_other(tmp_path):
+    found = recorded.session(tmp_path)
+    for part in ("1 to 0.9", "0.9 to 0.8", "1 to 0.9"):
+        writer = found.begin_run(ROLE, SUBJECT, RunFacts(prompt_id="p", steps=2, part=part), POINTS)
+        recorded.write_steps(writer, range(2), 1)
+        writer.finish()
+    assert [(run.number, run.facts.part) for run in found.runs()] == [(2, "0.9 to 0.8"), (3, "1 to 0.9")]
+
+
+def test_a_run_whose_facts_cannot_be_read_at_its_end_keeps_its_steps(tmp_path, monkeypatch):
+    found = recorded.session(tmp_path)
+    writer = found.begin_run(ROLE, SUBJECT, RunFacts(prompt_id="p", steps=2), POINTS)
+    recorded.write_steps(writer, range(2), 1)
+    (Path(writer.folder) / "run.json").write_text("{")                     # as another program may hold it
+    writer.finish()
+    assert [path.name for path in sorted(Path(writer.folder).glob("step_*"))] == ["step_0000.safetensors", "step_0001.safetensors"]
+
+
+def test_a_restart_moves_the_runs_aside_once(tmp_path):
+    found = recorded.session(tmp_path)
+    recorded.run(found)
+    before = files(found)
+    found.clear()
+    found.clear()                                  # of nothing: what lies aside stays
+    assert not found.runs() and sorted(path.name for path in (Path(found.folder) / "runs_before").glob("0001_*/*")) == before
+
+
+def test_kept_tokens_hold_no_more_memory_than_their_own():
+    recorder = Recorder(POINTS, seed=1, tokens=2)
+    recorder.begin(1.0, ("cond",))
+    recorder.see(POINT, torch.randn(1, 64, 6))
+    kept = recorder.take(0).tokens[POINT]
+    assert kept.untyped_storage().nbytes() == kept.numel() * kept.element_size() == 2 * 6 * 4

@@ -4,10 +4,11 @@ import shutil
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import save_file
-from wan22_master.engine.calibration.compare import COSTS
+from wan22_master.engine.calibration.compare import COSTS, compare_runs
 from wan22_master.engine.calibration.subject import Subject, compare, header_digest, subject_of, subject_of_file
 from wan22_master.engine.errors import RecipeError
 from wan22_master.engine.hashes import HashCache
@@ -83,7 +84,7 @@ def test_a_base_whose_hash_was_known_is_the_same_for_sure(tmp_path):
     ours, file = subject(tmp_path, wish, known), subject_of_file(made(tmp_path, wish)["bf16"])
     assert compare(file, ours) == ([], [])
     other = replace(ours, base=ours.base.replace(known[experts["high_noise"]], "0" * 64))
-    assert "another base; calibrate" in compare(file, other)[0][0]
+    assert compare(file, other)[0][0].endswith("found one of tiny_high_noise.safetensors, another base")   # no advice
 
 
 def test_the_place_the_time_and_the_names_of_files_do_not_count(tmp_path):
@@ -138,6 +139,31 @@ def test_loras_that_differ_are_named():
         "b: recorded at strength 1, merged here at 0.5", "c at 1 is in this merge, not in what was recorded",
         "a at 0.5 is in what was recorded, not in this merge"])
     assert compare(one, replace(one, task="i2v"))[1] == ["recorded on task t2v, this is i2v"]
+
+
+def runs_of(*subjects):
+    return [SimpleNamespace(subject=each) for each in subjects]
+
+
+def test_runs_that_were_recorded_otherwise_are_told_with_their_number():
+    """The first run is the model itself, so that a look at it alone says nothing."""
+    plain = replace(SUBJECT, base="sample:1", loras=(("a", "1" * 64, 1.0),), recipe="r1")
+    other = replace(plain, loras=(("b", "2" * 64, 0.5),), recipe="r2")
+    assert compare_runs(runs_of(plain, plain), plain) == ([], [])
+    assert compare_runs(runs_of(plain, plain, other, plain), plain) == ([], [
+        "1 of 4 runs were recorded with other LoRAs: a at 1 is in this merge, not in what was recorded; "
+        "b at 0.5 is in what was recorded, not in this merge"])
+    assert compare_runs(runs_of(other, other), plain) == compare(other, plain)
+    quick, ruled = replace(plain, stored_as="Q8_0"), replace(plain, recipe="r3")
+    _, warnings = compare_runs(runs_of(plain, quick, replace(quick, task="i2v"), ruled), plain)
+    assert [line[:38] for line in warnings] == ["2 of 4 runs: recorded on Q8_0 weights,", "1 of 4 runs: recorded on task i2v, thi",
+                                                "1 of 4 runs: the LoRAs and strengths a"]
+
+
+def test_another_base_in_a_later_run_is_an_error():
+    mine, other = (replace(SUBJECT, base=f"sample:{n}", base_name=f"{n}.safetensors") for n in (1, 2))
+    assert compare_runs(runs_of(mine, other, mine), mine) == (
+        ["1 of 3 runs: expected a record of 1.safetensors, found one of 2.safetensors, another base"], [])
 
 
 def test_another_base_is_an_error(tmp_path):

@@ -5,7 +5,7 @@ from wan22_master.engine.calibration.by_pass import by_pass
 from wan22_master.engine.calibration.gather import gather
 from wan22_master.engine.calibration.session import Session
 from wan22_master.engine.calibration.summary import of_log, of_session, summarize
-from wan22_master.engine.calibration.tell import about
+from wan22_master.engine.calibration.tell import about, joined
 from wan22_master.tests.engine.calibration.small_session import record
 
 
@@ -47,6 +47,27 @@ def test_a_session_of_one_expert_is_one_sided_and_a_lone_model_is_not(session, t
     lone = Session.create(tmp_path, "lone")
     record(lone, "model", [1.0], prompt="p")
     assert not any("one-sided" in line for line in said(lone))
+
+
+def test_an_expert_that_is_known_otherwise_is_not_missed(session):
+    record(session, "low_noise", [1.0], prompt="p")
+    gathered = {"low_noise": gather(session, "low_noise")}
+    passes = {"low_noise": by_pass(gathered["low_noise"])}
+    told = ["\n".join(about(session, gathered, passes, known)) for known in ((), ("high_noise",))]
+    assert ["one-sided" in text for text in told] == [True, False]
+
+
+def test_what_holds_for_both_experts_is_one_line_at_the_place_of_the_first():
+    assert joined(["high_noise: a", "high_noise: b", "session: c", "low_noise: b", "low_noise: d", "model: b"]) == [
+        "high_noise: a", "high_noise and low_noise: b", "session: c", "low_noise: d", "model: b"]
+    assert joined(["low_noise: a: b", "high_noise: a: b"]) == ["high_noise and low_noise: a: b"]
+
+
+def test_a_session_of_both_experts_says_once_what_it_says_of_both(session):
+    for role in ("high_noise", "low_noise"):
+        record(session, role, [1.0], prompt="p")
+    lines = joined(said(session))
+    assert sum("fewer than 8 runs" in line for line in lines) == 1 and len(lines) < 0.6 * len(said(session))   # all but figures
 
 
 def test_a_session_that_saw_cond_alone_says_so(session):

@@ -98,5 +98,15 @@ def test_only_attention_inputs_are_shared():
 def test_layers_of_another_model_are_counted_and_nothing_in_common_is_refused():
     scales = given({"blocks.0.ffn.0": 1.0, "blocks.38.ffn.0": 1.0, "blocks.39.ffn.0": 1.0}, LAYERS, "the file")
     assert "2 layers of the file have no place here: blocks.38.ffn.0, blocks.39.ffn.0" in scales.notices
+    assert not any("outside the blocks" in each for each in scales.notices)
     with pytest.raises(RecipeError, match=r"expected layers of this model, as blocks\.0\.self_attn\.q, found blocks\.38\.ffn\.0"):
         given({"blocks.38.ffn.0": 1.0}, LAYERS, "the file")
+
+
+def test_layers_outside_the_blocks_are_no_fault_and_need_no_scale():
+    outside = ("head.head", "text_embedding.0", "text_embedding.2", "time_embedding.0", "time_projection.1", "img_emb.proj.1",
+               "patch_embedding")
+    told = given(dict.fromkeys((*outside, "blocks.0.ffn.0"), 1.0), LAYERS, "it").notices
+    assert "7 layers of it are outside the blocks: never quantized, they need no scale" in told
+    assert not any("have no place here" in each for each in told)
+    assert "1 layers of it have no place here: header.0" in given({"header.0": 1.0, "blocks.0.ffn.0": 1.0}, LAYERS, "it").notices
