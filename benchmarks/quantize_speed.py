@@ -22,7 +22,7 @@ import peers
 import torch
 from harness import table
 from wan22_master.engine.bands import Workers
-from wan22_master.quant import nvfp4_backend
+from wan22_master.quant import backend as quant_backend
 from wan22_master.quant.formats import Options, form_of
 
 SIGMA = 0.03                                       # of the weights; no figure here depends on it
@@ -59,12 +59,15 @@ CASES = (
 )
 
 
+COMPILED = {"nvfp4", "mxfp8", "float8_e4m3fn", "float8_e5m2"}     # formats with passes of numba, too
+
+
 def cases_of(peer: str) -> list[Case]:
     return [case for case in CASES if case.peer == peer]
 
 
 def backends(case: Case) -> tuple[str, ...]:
-    return ("torch", "numba") if case.form.NAME == "nvfp4" and nvfp4_backend.compiled() else ("torch",)
+    return ("torch", "numba") if case.form.NAME in COMPILED and quant_backend.compiled() else ("torch",)
 
 
 def runs_of(peer: str) -> list[tuple[Case, str]]:
@@ -86,7 +89,7 @@ def eager(peer, weight: torch.Tensor, threads: int) -> peers.Parts:
 
 def banded(form, weight: torch.Tensor, workers: Workers, stored: peers.Parts, backend: str = "torch") -> peers.Parts:
     torch.set_num_threads(1)                       # MKL's count is one for all threads, and `eager` sets it
-    with mock.patch.object(nvfp4_backend, "compiled", lambda: None) if backend == "torch" else nullcontext():
+    with mock.patch.object(quant_backend, "compiled", lambda: None) if backend == "torch" else nullcontext():
         return peers.in_bands(form, weight, workers, stored)
 
 
@@ -149,7 +152,7 @@ def main() -> None:
     asked = parser.parse_args()
     weight = torch.randn(asked.size, asked.size, generator=torch.Generator().manual_seed(0)).mul_(SIGMA)
     chosen = [peer for peer in dict.fromkeys(case.peer for case in CASES) if not asked.only or peer in asked.only]
-    print(f"{asked.size} x {asked.size}, {asked.rounds} rounds, backend {nvfp4_backend.backend()}, load {os.getloadavg()[0]:.1f}; "
+    print(f"{asked.size} x {asked.size}, {asked.rounds} rounds, backend {quant_backend.backend()}, load {os.getloadavg()[0]:.1f}; "
           "times faster than comfy-kitchen by wall / processor time", flush=True)
     rows = [row for peer in chosen for threads in asked.threads for row in measure(peer, weight, threads, asked.rounds)]
     table(["format", "threads", "Melem/s", "CPU ns", "x eager", "x bands", "goal, x eager"], rows)

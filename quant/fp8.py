@@ -18,7 +18,7 @@ from typing import ClassVar
 
 import torch
 
-from .fp8_backend import passes
+from .backend import compiled_for
 from .grid import round_stochastic
 from .words import NOT_FINITE, entry
 
@@ -86,9 +86,9 @@ class Fp8:
         is better than rounding. noise: (rows, in_features) uniform [0, 1) rounds stochastically, None to nearest even.
         """
         scale = weight_scale(amax, self.MAX)
-        run = passes(band, noise)
-        if run and scale >= SMALLEST_NORMAL:
-            return {"": run.encode(band, (1.0 / scale).item(), self.STORED)}
+        found = compiled_for(band) if noise is None else None
+        if found and scale >= SMALLEST_NORMAL:
+            return {"": found.fp8.encode(band, (1.0 / scale).item(), self.STORED)}
         if scale < SMALLEST_NORMAL:
             scaled = torch.div(band, scale.item(), out=scratch).clamp_(-self.MAX, self.MAX)
         else:

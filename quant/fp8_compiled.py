@@ -1,6 +1,6 @@
 """FP8 and MXFP8 compiled with numba: one pass over a band, without the GIL, the bytes of the torch path.
 
-Imported only where numba is installed (`fp8_backend.py`). `fastmath` stays off, so the one product of every weight is the float32
+Imported only where numba is installed (`backend.py`). `fastmath` stays off, so the one product of every weight is the float32
 product that `fp8.py` and `mxfp8.py` make. Rounding to nearest, ties to even, is integer arithmetic on the product's bits: of the
 `drop` = 23 - mantissa bits that go, half a step less one is added, and one more where the last bit that stays is odd; the carry is
 the rounding up, into the exponent too. Below the format's smallest normal value the adder rounds: with

@@ -20,8 +20,8 @@ from types import MappingProxyType
 
 import torch
 
+from .backend import compiled_for
 from .fp8 import F8_E4M3_MAX
-from .fp8_backend import passes
 from .grid import BIAS, MANTISSA_BITS, round_stochastic
 from .swizzle import padded_shape, swizzle, unswizzle
 from .words import NOT_FINITE, entry
@@ -76,8 +76,8 @@ def quantize(band: torch.Tensor, stats: None = None, scratch: torch.Tensor | Non
     if any(missing):
         band, scratch = torch.nn.functional.pad(band, missing), None
         noise = noise if noise is None else torch.nn.functional.pad(noise, missing)
-    if run := passes(band, noise):
-        codes, exponents, highest = run.encode_blocks(band, ROUND_UP)
+    if noise is None and (found := compiled_for(band)):
+        codes, exponents, highest = found.fp8.encode_blocks(band, ROUND_UP)
         if highest >= INFINITY:
             raise ValueError(NOT_FINITE)
     else:

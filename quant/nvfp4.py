@@ -22,8 +22,8 @@ from typing import ClassVar
 import torch
 
 from . import fp8
-from .nvfp4_backend import passes
 from .nvfp4_codes import BLOCK, decode, encode_by_chance
+from .nvfp4_passes import passes
 from .nvfp4_search import BALANCED as FIVE
 from .nvfp4_search import BEST as EIGHT
 from .nvfp4_search import neighbours, value

@@ -1,6 +1,6 @@
 """The three passes of NVFP4 compiled with numba: one call for a band, without the GIL, the bytes of the torch passes.
 
-Imported only where numba is installed (`nvfp4_backend.py`). `fastmath` stays off: no product and sum are contracted into one
+Imported only where numba is installed (`backend.py`). `fastmath` stays off: no product and sum are contracted into one
 rounding and no sum is reordered, so every float32 operation is the one that `nvfp4_codes.py` and `nvfp4_search.py` make; their
 docstrings hold the formulas. LANES blocks are worked on at once, one below the other, so that a loop over them becomes vector
 instructions: over the 16 weights of one block it does not, and is 25 times slower.

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...quant.nvfp4_backend import backend
+from ...quant.backend import backend
 from ..merging.meter import summarize
 from ..system import write_json
 from ..version import ENGINE, MERGE

@@ -4,21 +4,11 @@ import torch
 from comfy_kitchen.backends import eager
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wan22_master.quant import fp8, fp8_backend
+from wan22_master.quant import fp8
 from wan22_master.quant.fp8 import E4M3, E5M2, SMALLEST_NORMAL
 
 SHAPES = [(128, 64), (1, 1), (5, 3), (257, 130), (1024, 640)]
 both = pytest.mark.parametrize("form", [E4M3, E5M2], ids=lambda form: form.NAME)
-
-
-@pytest.fixture(params=["torch", "numba"])
-def backend(request, monkeypatch):
-    """Runs a test with torch's rounding and, where it is installed, numba's."""
-    if request.param == "numba":
-        pytest.importorskip("numba", reason="the compiled passes need the optional package numba")
-        assert fp8_backend.compiled() is not None
-    else:
-        monkeypatch.setattr(fp8_backend, "compiled", lambda: None)
 
 
 def of(kind: str, shape: tuple[int, int]) -> torch.Tensor:

@@ -6,19 +6,10 @@ from comfy_kitchen.float_utils import from_blocked
 from comfy_kitchen.tensor import TensorCoreMXFP8Layout
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wan22_master.quant import fp8_backend, mxfp8
+from wan22_master.quant import backend as quant_backend
+from wan22_master.quant import mxfp8
 
 SHAPES = [(128, 64), (1, 1), (5, 3), (32, 32), (160, 96), (257, 130), (384, 2560)]
-
-
-@pytest.fixture(params=["torch", "numba"])
-def backend(request, monkeypatch):
-    """Runs a test with torch's rounding and, where it is installed, numba's."""
-    if request.param == "numba":
-        pytest.importorskip("numba", reason="the compiled passes need the optional package numba")
-        assert fp8_backend.compiled() is not None
-    else:
-        monkeypatch.setattr(fp8_backend, "compiled", lambda: None)
 
 
 def of(kind: str, shape: tuple[int, int]) -> torch.Tensor:
@@ -83,10 +74,10 @@ def test_compiled_bytes_of_any_shape_and_size_are_torchs(rows, blocks, power, ap
     band = torch.randn(rows, 32 * blocks, generator=draw) * 2.0 ** torch.randint(-8, 8, (rows, 32 * blocks), generator=draw)
     band = (band.double() * 2.0**power).float().clamp_(-2.0**127, 2.0**127)  # subnormals and zeros among them
     band = torch.stack([band, band], 2)[..., 0] if apart else band           # also one whose weights do not lie side by side
-    run, ours = fp8_backend.passes(band, None), mxfp8.quantize(band)
-    assert run is not None
+    ours = mxfp8.quantize(band)
+    assert quant_backend.compiled_for(band) is not None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fp8_backend, "compiled", lambda: None)
+        patch.setattr(quant_backend, "compiled", lambda: None)
         theirs = mxfp8.quantize(band.contiguous())
     assert same_bytes(ours, theirs[""], theirs["_scale"])
 

@@ -6,21 +6,12 @@ from comfy_kitchen.float_utils import from_blocked, unpack_uint4
 from comfy_kitchen.tensor import TensorCoreNVFP4Layout
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wan22_master.quant import nvfp4, nvfp4_backend, nvfp4_codes, nvfp4_search
+from wan22_master.quant import backend as quant_backend
+from wan22_master.quant import nvfp4, nvfp4_codes, nvfp4_search
 
 SHAPES = [(128, 64), (1, 1), (5, 3), (257, 130), (144, 640)]
 GRID = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6], dtype=torch.float64)         # OCP Microscaling specification, FP4
 FORMS = {"fast": nvfp4.FAST, "balanced": nvfp4.BALANCED, "best": nvfp4.BEST}
-
-
-@pytest.fixture(params=["torch", "numba"])
-def backend(request, monkeypatch):
-    """Runs a test with the passes of torch and, where it is installed, of numba."""
-    if request.param == "numba":
-        pytest.importorskip("numba", reason="the compiled passes need the optional package numba")
-    else:
-        monkeypatch.setattr(nvfp4_backend, "compiled", lambda: None)
-    assert nvfp4_backend.backend().startswith(request.param)
 
 
 def of(kind: str, shape: tuple[int, int]) -> torch.Tensor:
@@ -167,7 +158,7 @@ def test_bands_make_the_bytes_of_the_whole(backend, name):
 
 
 def test_tiles_make_the_bytes_of_the_whole(monkeypatch):
-    monkeypatch.setattr(nvfp4_backend, "compiled", lambda: None)
+    monkeypatch.setattr(quant_backend, "compiled", lambda: None)
     weight, importance = of("heavy", (33, 208)), torch.linspace(0, 1, 208)
     whole = stored(weight, nvfp4.BEST, importance=importance)
     monkeypatch.setattr(nvfp4_codes, "TILE", 500)
@@ -178,7 +169,7 @@ def test_tiles_make_the_bytes_of_the_whole(monkeypatch):
 @pytest.mark.parametrize("kind", ["gaussian", "heavy", "tiny", "large", "bfloat16", "columns"])
 def test_compiled_passes_write_the_bytes_of_torch(kind):
     pytest.importorskip("numba", reason="the compiled passes need the optional package numba")
-    compiled = nvfp4_backend.compiled()
+    compiled = quant_backend.compiled().nvfp4
     blocks, importance = nvfp4.blocks_of(of(kind, (70, 1040))), torch.rand(65, 16)
     work, scale_2 = nvfp4_codes.workspace(blocks, None), nvfp4.weight_scale_2(blocks.abs().max().item())
     assert torch.equal(compiled.block_amax(blocks), nvfp4_codes.block_amax(blocks, work))
